@@ -176,8 +176,7 @@ def regions(lm: np.ndarray # (68, 2) landmarks
             out[f"{side}_{name}"] = _ellipse(lm[list(points)].mean(0) + sign*outward*d*x + down*d*y, x, y, rx*d, ry*d)
     for name, (points, down, rx, ry) in _MIDDLE.items():
         out[name] = _ellipse(lm[list(points)].mean(0) + down*d*y, x, y, rx*d, ry*d)
-    from mellm.facs import REGIONS
-    return {k: out[k] for k in REGIONS}
+    return out
 
 # %% ../nbs/00b_faces.ipynb #cell-44
 def region_masks(lm: np.ndarray, # (68, 2) landmarks
