@@ -234,7 +234,7 @@ SETTINGS = ("flow", "head_motion", "style", "percentile", "size")
 def _region_tables(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
     "Region motion of all clips, from the stored flows."
     tables = []
-    for clip in clips.clip:
+    for clip in clips["clip"]:
         with np.load(folder/"maps"/f"{_file_name(clip)}.npz") as z: table = region_motion(z["flow"].astype(np.float32), z["landmarks"])
         table.insert(0, "clip", clip)
         tables.append(table)
@@ -249,7 +249,7 @@ def _fill(study, folder: Path, clips: pd.DataFrame):
     good = clips[report.ok.to_numpy()].reset_index(drop=True)
     if good.empty: raise RuntimeError(f"No clip of {len(clips)} could be made into a color map. The first one: {report.reason.iloc[0]} See {folder/'report.csv'}.")
     if len(good) < len(clips): warnings.warn(f"{len(clips) - len(good)} of {len(clips)} clips failed; report.csv says why.", UserWarning)
-    names = good.clip.map(_file_name)
+    names = good["clip"].map(_file_name)
     write_table(folder/"regions.csv", _region_tables(good, folder))
     write_table(folder/"clips.csv", good.assign(color_map="colormap/maps/" + names + ".png", flow="colormap/maps/" + names + ".npz"))
 
