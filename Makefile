@@ -27,12 +27,12 @@ endif
 	  "$$chosen" -m venv --clear .venv || { echo "The virtual environment could not be made. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }; \
 	fi
 	@echo "Installing mellm and its pinned requirements into .venv (some minutes the first time) ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e .
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .
 	@printf '%s\n' "$$PWD" > $@
 
 .venv/.installed-dev: .venv/.installed
 	@echo "Installing the development requirements ..."
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
 install: .venv/.installed ## the environment alone (.venv)
@@ -59,7 +59,7 @@ docs: install-dev ## build the documentation site in _docs (needs Quarto, https:
 	@rm -rf _docs && mv _proc/_docs _docs && echo "The site is in _docs/index.html"
 
 lab: install ## open the notebooks in JupyterLab
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab]'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[lab]'
 	@$(BIN)/python -m jupyterlab nbs
 
 clean: ## remove what was built; runs/ and .venv stay
