@@ -14,7 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 import cv2, numpy as np, pandas as pd
-from .faces import (ImageError, crop_face, face_box, inter_ocular, landmarks, read_image, region_masks, transform_points)
+from .faces import (ImageError, _check_image, crop_face, face_box, inter_ocular, landmarks, read_image, region_masks, transform_points)
 from .flow import _check_flow, estimate_flow, remove_head_motion
 from .study import read_table, resolve, stage, write_table
 
@@ -89,7 +89,7 @@ def legend(size: int=224 # side in pixels
           ) -> np.ndarray: # RGB uint8 (size, size, 3)
     "The color wheel of the v1 style with the names of the eight directions."
     from PIL import Image, ImageDraw, ImageFont
-    c, r = (size - 1)/2, .33*size
+    c, r = (size - 1)/2, .31*size
     y, x = np.mgrid[:size, :size].astype(np.float32) - np.float32(c)
     inside = np.hypot(x, y) <= r
     wheel = np.where(inside[..., None], flow_only(np.stack([x, y], -1)*inside[..., None]), 255).astype(np.uint8)
@@ -98,7 +98,7 @@ def legend(size: int=224 # side in pixels
     for i, word in enumerate(DIRECTIONS):
         a = np.radians(45*i)
         rows = word.replace("-", "-\n") if i % 2 else word
-        at = (c + np.cos(a)*r*(1.27 if i % 2 else 1.24), c + np.sin(a)*r*(1.27 if i % 2 else 1.16))
+        at = (c + np.cos(a)*r*(1.33 if i % 2 else 1.29), c + np.sin(a)*r*(1.33 if i % 2 else 1.2))
         draw.multiline_text(at, rows, fill=(30, 30, 30), font=font, anchor="mm", align="center", spacing=0)
     return np.asarray(image)
 
@@ -162,6 +162,7 @@ def clip_map(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
              name: str="the onset frame" # how messages call it
             ) -> ClipMap:
     "Crop both frames by the onset's landmarks, estimate flow, remove head motion, paint and measure it. Raises `ImageError` or `FaceNotFound`."
+    _check_image(onset, name), _check_image(apex, "the apex frame")
     (h, w), (h2, w2) = onset.shape[:2], apex.shape[:2]
     if (h, w) != (h2, w2): raise ImageError(f"Onset and apex must have the same size; they have {w}×{h} and {w2}×{h2} pixels. Take both frames from the same video.")
     lm = landmarks(onset, name) if lm is None else lm
@@ -224,7 +225,7 @@ def _make_clips(jobs: list, # argument tuples of make_clip
         running = {pool.submit(make_clip, *job): i for i, job in enumerate(jobs)}
         rows = {running[f]: f.result() for f in tqdm(as_completed(running), **bar)}
     except BrokenProcessPool:
-        raise RuntimeError("A worker process was killed while making color maps, probably for lack of memory. Run again with fewer workers; finished clips are kept.") from None
+        raise RuntimeError("A worker process was killed while making color maps, probably for lack of memory: run again with fewer workers, finished clips are kept. (A script that starts the job needs `if __name__ == "__main__":`.)") from None
     finally: pool.shutdown(wait=True, cancel_futures=True)
     return [rows[i] for i in range(len(jobs))]
 
@@ -242,6 +243,7 @@ def _region_tables(clips: pd.DataFrame, folder: Path) -> pd.DataFrame:
 
 def _fill(study, folder: Path, clips: pd.DataFrame):
     "Make the files of the stage in `folder`."
+    for part in folder.glob("maps/.*.part"): part.unlink() # of a process that was killed
     settings = {k: getattr(study, k) for k in SETTINGS}
     jobs = [(c.clip, str(resolve(study, c.onset_path)), str(resolve(study, c.apex_path)), str(folder), settings) for c in clips.itertuples()]
     report = pd.DataFrame(_make_clips(jobs, study.workers))

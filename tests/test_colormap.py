@@ -225,6 +225,8 @@ def test_clip_map_takes_grey_frames_and_given_landmarks(face, lm):
 
 def test_clip_map_refuses_frames_that_do_not_belong_together(face):
     with pytest.raises(ImageError, match="224×224 and 100×224"): clip_map(face, face[:, :100])
+    with pytest.raises(ImageError, match="the apex frame must be uint8"): clip_map(face, face / 255)
+    with pytest.raises(ImageError, match="must be uint8"): clip_map("onset.png", face)
     with pytest.raises(FaceNotFound, match="frame 7"): clip_map(np.zeros_like(face), face, name="frame 7")
 
 
