@@ -225,7 +225,7 @@ def _make_clips(jobs: list, # argument tuples of make_clip
         running = {pool.submit(make_clip, *job): i for i, job in enumerate(jobs)}
         rows = {running[f]: f.result() for f in tqdm(as_completed(running), **bar)}
     except BrokenProcessPool:
-        raise RuntimeError("A worker process was killed while making color maps, probably for lack of memory: run again with fewer workers, finished clips are kept. (A script that starts the job needs `if __name__ == "__main__":`.)") from None
+        raise RuntimeError("A worker process was killed while making color maps, probably for lack of memory: run again with fewer workers, finished clips are kept. (A script that starts the job must guard it with `if __name__ == '__main__':`.)") from None
     finally: pool.shutdown(wait=True, cancel_futures=True)
     return [rows[i] for i in range(len(jobs))]
 
