@@ -7,7 +7,7 @@ __all__ = ['TEXT_COLUMNS', 'PACKAGES', 'home', 'StudyError', 'Study', 'write_jso
            'read_table', 'resolve', 'fingerprint', 'stage']
 
 # %% ../nbs/00e_study.ipynb #cell-03
-import dataclasses, difflib, hashlib, inspect, json, math, os, re, subprocess, sys, time, tomllib
+import ast, dataclasses, difflib, hashlib, inspect, json, math, os, re, subprocess, sys, time, tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -251,16 +251,25 @@ def _module_file(build: Callable, name: str) -> Path | None:
     try: return exported if inspect.getsource(build) in exported.read_text(encoding="utf-8") else None
     except (OSError, TypeError): return exported
 
+def _imports(text: str) -> set[str]:
+    "The modules of mellm that a module's code imports, at its top or inside a function."
+    names = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import): names |= {alias.name.removeprefix("mellm.") for alias in node.names if alias.name.startswith("mellm.")}
+        if not isinstance(node, ast.ImportFrom): continue
+        module = (node.module or "") if node.level else (node.module or "").removeprefix("mellm").lstrip(".") if (node.module or "").split(".")[0] == "mellm" else None
+        if module is not None: names |= {module} if module else {alias.name for alias in node.names}
+    return names - {"study", "plots"}
+
 def _sources(file: Path, seen: dict) -> dict:
     "The code of a module of mellm and of all it imports from mellm, by file name."
     if file.name in seen or not file.is_file(): return seen
     text = file.read_text(encoding="utf-8")
     seen[file.name] = "\n".join(line for line in text.splitlines() if line.strip() and not line.startswith("#"))
-    for name in re.findall(r"^\s*from (?:mellm)?\.(\w+) import", text, flags=re.M):
-        if name not in ("study", "plots"): _sources(file.parent / f"{name}.py", seen)
+    for name in _imports(text): _sources(file.parent / f"{name}.py", seen)
     return seen
 
-# %% ../nbs/00e_study.ipynb #cell-44
+# %% ../nbs/00e_study.ipynb #cell-45
 def _code_hash(build: Callable, name: str) -> str:
     "A hash of the code that `build` runs."
     file = _module_file(build, name)
@@ -276,7 +285,7 @@ def fingerprint(study: Study, name: str, build: Callable, needs: Sequence[Path] 
              "needs": {Path(need).name: _read_record(need)["fingerprint"] for need in needs}, "version": _version("mellm")}
     return hashlib.sha256(json.dumps(_plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/00e_study.ipynb #cell-46
+# %% ../nbs/00e_study.ipynb #cell-47
 PACKAGES = ("mellm", "numpy", "pandas", "opencv-contrib-python-headless", "dlib-bin", "scikit-image", "scikit-learn", "torch", "transformers", "peft", "tokenizers")
 
 def _version(package: str) -> str | None:
@@ -298,7 +307,7 @@ def _read_record(folder: str | os.PathLike) -> dict:
     except FileNotFoundError: raise StudyError(f"{folder} is not a finished stage: it has no stage.json. Run the stage before it first.") from None
     except json.JSONDecodeError as error: raise StudyError(f"{file} is damaged ({error.msg}); remove the folder to make it anew.") from None
 
-# %% ../nbs/00e_study.ipynb #cell-48
+# %% ../nbs/00e_study.ipynb #cell-49
 def _set_aside(folder: Path, suffix: str = "") -> None:
     "Rename a folder of another fingerprint to `<stage>.<8 digits><suffix>`."
     if not folder.exists(): return
@@ -321,7 +330,7 @@ def _adopt(folder: Path, print_: str, suffix: str = "") -> bool:
         if found: return True
     return False
 
-# %% ../nbs/00e_study.ipynb #cell-49
+# %% ../nbs/00e_study.ipynb #cell-50
 def stage(study: Study, # the study; its folder holds the result
           name: str, # of the stage, for example "data"
           build: Callable[[Path], None], # fills the folder it is given; skips items that are already there
