@@ -102,7 +102,7 @@ def au_name(number: int) -> str:
     if number not in ACTION_UNITS: raise ValueError(f"AU {number} is not a code of FACS; known are {', '.join(map(str, ACTION_UNITS))}.")
     return ACTION_UNITS[number].name
 
-# %% ../nbs/00a_facs.ipynb #cell-25
+# %% ../nbs/00a_facs.ipynb #cell-26
 _PLACE = {"inner_brow": (.27, -.34), "outer_brow": (.74, -.37), "lower_eyelid": (.5, .32), "cheek": (.6, .66), "nostril": (.24, .68), "mouth_corner": (.47, 1.06)}
 _MIDDLE = {"upper_lip": (0, .97), "lower_lip": (0, 1.22), "chin": (0, 1.6)}
 _PLACES = {f"{side}_{k}": (sign * x, y) for k, (x, y) in _PLACE.items() for side, sign in (("left", 1), ("right", -1))} | _MIDDLE  # region -> (x, y) on the cartoon
@@ -123,7 +123,7 @@ def _cartoon(ax, color):
     ax.set(aspect="equal", ylim=(1.95, -1.15), xlim=(-1.3, 1.3))
     ax.set_axis_off()
 
-# %% ../nbs/00a_facs.ipynb #cell-27
+# %% ../nbs/00a_facs.ipynb #cell-28
 def _pulls(aus) -> dict: # region key -> (dx, dy), image axes, unit length for a single unit
     "The summed directions of some action units per region; pulls that cancel are left out."
     total = {}
@@ -134,7 +134,7 @@ def _pulls(aus) -> dict: # region key -> (dx, dy), image axes, unit length for a
             total[region] = (x + dx / n, y + dy / n)
     return {r: (x, y) for r, (x, y) in total.items() if x * x + y * y > .1}
 
-# %% ../nbs/00a_facs.ipynb #cell-29
+# %% ../nbs/00a_facs.ipynb #cell-31
 def chart(units, # combinations of action units, for example [(12,), (6, 12)]
           cols: int = 4, # faces in a row
           size: float = 1.7 # inches a face
@@ -155,12 +155,12 @@ def chart(units, # combinations of action units, for example [(12,), (6, 12)]
         ax.set_title(f"AU{format_aus(units[i])}" + (f"\n{title}" if title else ""), fontsize=8, fontweight="normal", loc="center")
     return fig
 
-# %% ../nbs/00a_facs.ipynb #cell-30
+# %% ../nbs/00a_facs.ipynb #cell-32
 def format_aus(aus) -> str:
     "Action units as FACS writes them, ascending and once each: `(2, 1)` gives `\"1+2\"`, none give `\"\"`."
     return "+".join(str(n) for n in sorted({int(n) for n in aus}))
 
-# %% ../nbs/00a_facs.ipynb #cell-34
+# %% ../nbs/00a_facs.ipynb #cell-36
 _UNIT = re.compile(r"(?:AU)?(?:A/L|A/R|[LRABT])?([0-9]{1,2})(?:[A-E](?:[/-][A-E])?)?", re.I)  # side, number, intensity or its range
 
 def _certain(text: str, # a formula without parentheses; a private-use character stands for a group
@@ -177,7 +177,7 @@ def _certain(text: str, # a formula without parentheses; a private-use character
         found.append(numbers)
     return frozenset(set.intersection(*found))
 
-# %% ../nbs/00a_facs.ipynb #cell-37
+# %% ../nbs/00a_facs.ipynb #cell-39
 def parse_aus(text # a cell of an annotation file: text, number, empty, NaN, or a tuple of numbers
               ) -> tuple[int, ...]: # ascending
     "The action units of an annotation that are certain. Never raises: what is unreadable, an alternative or a reference is left out."
@@ -193,7 +193,7 @@ def parse_aus(text # a cell of an annotation file: text, number, empty, NaN, or 
         text, more = re.subn(r"(\bref\s*)?\(([^()]*)\)", close, text, count=1, flags=re.I)
     return tuple(sorted(_certain(text, groups)))
 
-# %% ../nbs/00a_facs.ipynb #cell-43
+# %% ../nbs/00a_facs.ipynb #cell-45
 EMOTIONS = ("happiness", "surprise", "anger", "contempt", "disgust", "fear", "sadness", "repression", "others", "positive", "negative")
 _SPELLINGS = {"happy": "happiness", "joy": "happiness", "surprised": "surprise", "angry": "anger", "disgusted": "disgust", "sad": "sadness", "fearful": "fear",
               "repressed": "repression", "other": "others", **{w: "others" for w in ("tense", "helpless", "confused", "pain")}}
@@ -204,7 +204,7 @@ def emotion_name(text) -> str | None:
     word = _SPELLINGS.get(word, word)
     return word if word in EMOTIONS else None
 
-# %% ../nbs/00a_facs.ipynb #cell-46
+# %% ../nbs/00a_facs.ipynb #cell-48
 EMOTIONS3 = ("negative", "positive", "surprise")
 _CLASS3 = {"happiness": "positive", "positive": "positive", "surprise": "surprise",
            **{e: "negative" for e in ("anger", "contempt", "disgust", "fear", "sadness", "repression", "negative")}}
@@ -213,7 +213,7 @@ def emotion3(text) -> str | None:
     "The class of three (`EMOTIONS3`) of an emotion label in any spelling; `None` where it has none."
     return _CLASS3.get(emotion_name(text))
 
-# %% ../nbs/00a_facs.ipynb #cell-49
+# %% ../nbs/00a_facs.ipynb #cell-51
 @dataclass(frozen=True)
 class Combination:
     "Action units that are read as an emotion, and who says so. Unpacks to (aus, emotion, emotion3)."

@@ -1,0 +1,151 @@
+"Nano, LoRA fine-tuning and generation, on models small enough to build in a test."
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mellm import finetune as F, instructions as I, nano
+from mellm.study import Study
+
+TINY = dict(vision=dict(nano.SIZES["vision"], depth=2, hidden_size=32, intermediate_size=48, num_heads=2, fullatt_block_indexes=[1]),
+            text=dict(hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))
+
+
+@pytest.fixture(scope="module")
+def qwen_folder(tmp_path_factory):
+    "A random model in the layout of a Hub folder of the Qwen2.5-VL family."
+    folder = tmp_path_factory.mktemp("qwen")
+    tok = nano.make_tokenizer()
+    nano.make_model(tok, TINY).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    (folder / "preprocessor_config.json").write_text(json.dumps(dict(min_pixels=3136, max_pixels=12845056, patch_size=14, temporal_patch_size=2, merge_size=2, image_processor_type="Qwen2VLImageProcessor",
+        image_mean=[.48145466, .4578275, .40821073], image_std=[.26862954, .26130258, .27577711], processor_class="Qwen2_5_VLProcessor")))
+    return folder
+
+
+@pytest.fixture
+def study(tmp_path, qwen_folder):
+    return Study.load(env={}, runs=str(tmp_path), name="t", model=str(qwen_folder), epochs=2, batch_size=2, lora_rank=4, learning_rate=5e-3)
+
+
+def make_records(study, n=4):
+    rng = np.random.default_rng(0)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(n):
+        Image.fromarray(rng.integers(0, 255, (224, 224, 3), np.uint8)).save(study.folder / f"{i}.png")
+        rows.append(dict(id=str(i), clip=str(i), images=[f"{i}.png"], messages=I.conversation([("What moves?", "Nothing moves clearly."), ("Which emotion is it: negative, positive or surprise?", "Positive.")])))
+    return rows
+
+
+def test_shipped_model_is_small_and_loads():
+    size = sum(p.stat().st_size for p in nano.weights_folder().rglob("*.safetensors"))
+    assert 1e6 < size <= 16e6
+    model = nano.load_model()
+    assert type(model).__module__.startswith("transformers.") and model.dtype == torch.float32
+    assert not list(nano.weights_folder().parent.rglob("*.bin")) + list(nano.weights_folder().parent.rglob("*.p*kl"))
+
+
+def test_tokenizer_reads_anything_back():
+    tok = nano.load_processor().tokenizer
+    for text in (I.SYSTEM, "Ünïcode and 漢字, 12+4\n\nAU12", "Both mouth corners move up and out, strongly."):
+        assert tok.decode(tok(text)["input_ids"]) == text
+
+
+def test_picture_takes_64_tokens():
+    p = nano.load_processor()
+    text = p.apply_chat_template(I.conversation([("What moves?", None)]), tokenize=False, add_generation_prompt=True)
+    out = p(text=[text], images=[Image.new("RGB", (224, 224))], return_tensors="pt")
+    assert (out["input_ids"] == p.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 64
+
+
+def test_patches_equal_the_processor():
+    from mellm import pretrain
+    img = np.random.default_rng(0).integers(0, 255, (2, 224, 224, 3), np.uint8)
+    theirs = nano.load_processor().image_processor(images=[Image.fromarray(i) for i in img], return_tensors="pt")
+    ours, grid = pretrain.patches(img)
+    assert torch.allclose(ours, theirs["pixel_values"], atol=1e-5) and (grid == theirs["image_grid_thw"]).all()
+
+
+def test_labels_hold_the_answers_only(study):
+    _, processor = F.load_base(study.model)
+    batch = F.Collator(study, processor)(make_records(study, 2))
+    for row in batch["labels"]:
+        assert processor.tokenizer.decode(row[row >= 0]) == "Nothing moves clearly.<|im_end|>Positive.<|im_end|>"
+
+
+@pytest.mark.parametrize("strategy,vision,merger", [("lora-llm", 0, 0), ("lora-all", 2 * 5, 2)])
+def test_adapters_sit_where_the_strategy_says(study, strategy, vision, merger):
+    tuned = F.add_lora(F.load_base(study.model)[0], strategy, 4, study.model)
+    names = [n for n, _ in tuned.named_modules() if n.endswith("lora_A.default")]
+    assert sum("visual.blocks" in n for n in names) == vision and sum("visual.merger" in n for n in names) == merger
+    assert sum("language_model" in n for n in names) == 2 * 7
+
+
+def test_finetune_lowers_the_loss_and_the_adapter_merges(study):
+    records = make_records(study)
+    folder = study.folder / "ft"
+    folder.mkdir()
+    log = F.finetune(study, folder, records)
+    assert log.loss.iloc[-1] < log.loss.iloc[0] and not (folder / "checkpoints").exists()
+    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == study.model
+    base, processor = F.load_base(study.model)
+    batch = F.Collator(study, processor)(records[:1])
+    from peft import PeftModel
+    plain = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
+    with torch.no_grad():
+        a = plain(**batch).logits
+        b = F.load_tuned(study.model, folder / "adapter")[0](**batch).logits
+    assert torch.allclose(a, b, atol=1e-3)
+
+
+def test_greedy_answers_do_not_depend_on_the_batch(study):
+    model, processor = F.load_tuned("nano", None)
+    images = [np.random.default_rng(i).integers(0, 255, (224, 224, 3), np.uint8) for i in range(3)]
+    together = F.generate(model, processor, images, max_new_tokens=12)
+    assert together == [F.generate(model, processor, [i], max_new_tokens=12)[0] for i in images]
+
+
+def test_interrupted_training_resumes(study, monkeypatch):
+    "Killed after its first epoch, training goes on from the checkpoint and takes only the steps that are left."
+    from transformers import Trainer
+    records, folder, done = make_records(study), study.folder / "ft", []
+    folder.mkdir()
+    step = Trainer.training_step
+    def dying(self, *a, **k):
+        if len(done) == 3: raise KeyboardInterrupt
+        done.append(1)
+        return step(self, *a, **k)
+    monkeypatch.setattr(Trainer, "training_step", dying)
+    with pytest.raises(KeyboardInterrupt): F.finetune(study, folder, records)
+    done.clear()
+    monkeypatch.setattr(Trainer, "training_step", lambda self, *a, **k: (done.append(1), step(self, *a, **k))[1])
+    F.finetune(study, folder, records)
+    assert len(done) == 2 and (folder / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("make", ["missing", "pickled"])
+def test_models_that_are_refused(tmp_path, make, qwen_folder, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    name = str(tmp_path / "model")
+    if make == "pickled":
+        import shutil
+        shutil.copytree(qwen_folder, name)
+        (tmp_path / "model" / "model.safetensors").unlink()
+        torch.save({}, tmp_path / "model" / "pytorch_model.bin")
+    with pytest.raises(F.ModelError, match="safetensors"): F.load_base(name)
+
+
+def test_bad_adapters(tmp_path, study):
+    with pytest.raises(F.ModelError, match="no adapter in"): F.load_tuned("nano", tmp_path)
+    with pytest.raises(F.ModelError, match="strategy 'all' is unknown"): F.add_lora(nano.load_model(), "all")
+    with pytest.raises(F.ModelError, match="no layer to adapt"): F.add_lora(torch.nn.Linear(2, 2), "lora-all")
+    folder = tmp_path / "other"
+    F.add_lora(F.load_base(study.model)[0], "lora-all", 4, study.model).save_pretrained(folder)
+    with pytest.raises(F.ModelError, match="does not fit"): F.load_tuned("nano", folder)
+
+
+def test_nothing_to_train_on(study, tmp_path):
+    with pytest.raises(F.ModelError, match="nothing to train on"): F.finetune(study, tmp_path, [])
