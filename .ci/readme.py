@@ -15,6 +15,7 @@ def readme(notebook=home / "nbs" / "index.ipynb"):
     nb.cells = [cell for cell in nb.cells if not re.search(r"^#\|\s*hide\s*$", cell.source, flags=re.M)]
     for cell in nb.cells:
         cell.source = "\n".join(line for line in cell.source.splitlines() if not line.startswith("#|"))
+    nb.metadata.language_info = {"name": "python"}
     text, resources = MarkdownExporter().from_notebook_node(nb)
     if resources.get("outputs"):
         raise SystemExit("nbs/index.ipynb: README.md is made without pictures; take the figure out of the notebook.")
