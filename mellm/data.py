@@ -136,14 +136,13 @@ def one_of_each(clips: pd.DataFrame, # columns of `COLUMNS`
 # %% ../nbs/00_data.ipynb #cell-35
 def flipbook(frames: list, # RGB uint8 (H, W, 3), all of one size
              seconds: float = .08, # time a frame is shown
-             colors: int = 48 # fewer colors, smaller file
+             colors: int = 64 # fewer colors, smaller file
              ) -> bytes: # a GIF that loops
-    "Pack pictures into a small looping GIF, all with the palette of the first."
+    "Pack pictures into a small looping GIF with one palette for all of them."
     import io
     from PIL import Image as PILImage
-    pictures = [PILImage.fromarray(f) for f in frames]
-    first = pictures[0].quantize(colors)
-    pages = [first, *(p.quantize(palette=first, dither=PILImage.Dither.NONE) for p in pictures[1:])]
+    palette = PILImage.fromarray(np.vstack(frames)).quantize(colors)
+    pages = [PILImage.fromarray(f).quantize(palette=palette, dither=PILImage.Dither.NONE) for f in frames]
     out = io.BytesIO()
     pages[0].save(out, "GIF", save_all=True, append_images=pages[1:], duration=round(1000 * seconds), loop=0, optimize=True)
     return out.getvalue()
