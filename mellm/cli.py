@@ -133,11 +133,12 @@ def run_study(study: Study, stages: list[str], say: Callable[[str], None] = prin
 # %% ../nbs/05a_cli.ipynb #cell-26
 @contextlib.contextmanager
 def _sentences():
-    "Turn the errors a user can cause into one sentence on stderr and exit code 2; a failed notebook into exit code 1."
+    "Turn the errors a user can cause into one sentence on stderr and exit code 2; a failed notebook or model into exit code 1."
     from mellm.faces import ImageError
+    from mellm.finetune import ModelError
     try: yield
     except (ImageError, StudyError) as error: message, code = str(error), 2
-    except NotebookError as error: message, code = str(error), 1
+    except (NotebookError, ModelError) as error: message, code = str(error), 1
     except KeyboardInterrupt: message, code = "Interrupted. What is finished is kept; the same command goes on from there.", 130
     else: return
     typer.echo(f"mellm: {message}", err=True)
