@@ -54,7 +54,7 @@ readme: install-dev ## write README.md from nbs/index.ipynb
 
 docs: install-dev ## build the documentation site in _docs (needs Quarto, https://quarto.org)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: https://quarto.org/docs/get-started/" >&2; exit 1; }
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/nbdev_proc_nbs
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/site.py
 	@cd _proc && PATH="$(CURDIR)/$(BIN):$$PATH" quarto render --no-cache
 	@rm -rf _docs && mv _proc/_docs _docs && echo "The site is in _docs/index.html"
 
