@@ -15,7 +15,7 @@ from .study import Study
 
 # %% auto #0
 __all__ = ['CLIP_COLUMNS', 'TABLE_COLUMNS', 'CASME2_COLUMNS', 'CASME2_FRAMES', 'READERS', 'CorpusError', 'read_sheet',
-           'pick_columns', 'frame_number', 'file_name', 'labels', 'left_out', 'read_corpus']
+           'pick_columns', 'frame_number', 'file_name', 'labels', 'left_out', 'read_corpus', 'annotation_file']
 
 # %% ../nbs/00d_corpora.ipynb #cell-08
 CLIP_COLUMNS = {"corpus": "name of the corpus", "subject": "the person, as text: zeros are part of the name", "clip": "unique key, usable as a file name",
@@ -203,3 +203,9 @@ def read_corpus(name: str, # one of `READERS`
     "Read a corpus as one table of clips with absolute paths. Raises `CorpusError` with what to do."
     if name not in READERS: raise CorpusError(f"There is no corpus {name!r}. Known are {', '.join(READERS)}; for your own pictures choose \"table\".")
     return READERS[name](root, annotation, study or Study())
+
+# %% ../nbs/00d_corpora.ipynb #cell-43
+def annotation_file(name: str, root=None, annotation=None) -> Path | None:
+    "The annotation file that `read_corpus` would read, or None for a corpus without one. `CorpusError` where it cannot be found."
+    if name == "casme2": return _casme2_files(root, annotation)[1]
+    return Path(annotation) if name == "table" and annotation else None

@@ -5,15 +5,15 @@
 # %% ../nbs/00_data.ipynb #cell-03
 from __future__ import annotations
 
-import os
+import hashlib, os
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from .corpora import CLIP_COLUMNS, left_out, read_corpus
+from .corpora import CLIP_COLUMNS, annotation_file, left_out, read_corpus
 from .facs import EMOTIONS, EMOTIONS3
-from .study import Study, home, read_table, resolve, stage, write_table
+from .study import Study, home, read_table, resolve, stage, write_json, write_table
 
 # %% auto #0
 __all__ = ['COLUMNS', 'ALWAYS_TEST', 'validate_clips', 'split_subjects', 'usable', 'build', 'one_of_each', 'flipbook', 'truth_of',
@@ -104,10 +104,13 @@ def _relative(paths, folder, name):
     inside = lambda p: p.is_relative_to(folder)
     return [str(Path(name) / p.relative_to(folder)) if inside(p := Path(q)) else q for q in paths]
 
+def _place(path):
+    "A path of the study: relative ones start at the clone."
+    return path and home() / Path(path).expanduser()
+
 def _fill(study, folder):
     "Read, check, split and write the clips of a study."
-    place = lambda p: p and home() / Path(p).expanduser()
-    clips = read_corpus(study.corpus, root=folder if study.corpus == "synthetic" else place(study.root), annotation=place(study.annotation), study=study)
+    clips = read_corpus(study.corpus, root=folder if study.corpus == "synthetic" else _place(study.root), annotation=_place(study.annotation), study=study)
     report = pd.concat([left_out(clips), validate_clips(clips)], ignore_index=True)
     always = ALWAYS_TEST if study.corpus == "synthetic" else ()
     clips = split_subjects(usable(clips, report), study.test_share, study.seed, always)
@@ -115,13 +118,22 @@ def _fill(study, folder):
     write_table(folder / "report.csv", report)
     write_table(folder / "clips.csv", clips.assign(**paths)[list(COLUMNS)])
 
-# %% ../nbs/00_data.ipynb #cell-25
+# %% ../nbs/00_data.ipynb #cell-26
+def _source(study):
+    "The annotation file of a study as a need of the stage: a folder with the fingerprint of its content."
+    file = annotation_file(study.corpus, _place(study.root), _place(study.annotation))
+    if file is None or not file.is_file(): return ()
+    content = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    write_json(study.folder / "source" / "stage.json", {"stage": "source", "fingerprint": content, "file": file})
+    return (study.folder / "source",)
+
+# %% ../nbs/00_data.ipynb #cell-27
 def build(study: Study) -> Path: # folder with clips.csv and report.csv; frames/ and truth/ of a synthetic corpus
     "The stage `data`: the study's corpus as one checked and split table."
     keys = ("corpus", "root", "annotation", "test_share", "seed") + (("subjects", "clips_per_subject") if study.corpus == "synthetic" else ())
-    return stage(study, "data", lambda folder: _fill(study, folder), keys=keys)
+    return stage(study, "data", lambda folder: _fill(study, folder), needs=_source(study), keys=keys)
 
-# %% ../nbs/00_data.ipynb #cell-30
+# %% ../nbs/00_data.ipynb #cell-32
 def one_of_each(clips: pd.DataFrame, # columns of `COLUMNS`
                 seed: int = 0
                 ) -> pd.DataFrame: # a clip of each class (of three), by different people where possible
@@ -133,7 +145,7 @@ def one_of_each(clips: pd.DataFrame, # columns of `COLUMNS`
         chosen.append((others if len(others) else group).index[0])
     return clips.loc[chosen]
 
-# %% ../nbs/00_data.ipynb #cell-35
+# %% ../nbs/00_data.ipynb #cell-37
 def flipbook(frames: list, # RGB uint8 (H, W, 3), all of one size
              seconds: float = .08, # time a frame is shown
              colors: int = 64 # fewer colors, smaller file
@@ -153,7 +165,7 @@ def truth_of(study: Study, clip: str) -> dict | None:
     if not file.is_file(): return None
     with np.load(file) as f: return {k: f[k].astype(np.float32) for k in f.files}
 
-# %% ../nbs/00_data.ipynb #cell-40
+# %% ../nbs/00_data.ipynb #cell-42
 def count_table(clips: pd.DataFrame # columns of `COLUMNS`
                 ) -> pd.DataFrame: # one row a class and the sum; clips and subjects of each part
     "Clips and subjects by class and part."

@@ -127,3 +127,13 @@ def test_one_of_each_takes_different_people(clips):
     clips["emotion3"] = ["negative", "positive", "surprise"] * 2
     assert set(data.one_of_each(clips).emotion3) == {"negative", "positive", "surprise"}
     assert len(data.one_of_each(clips.assign(emotion3=""))) == 1
+
+
+def test_a_corrected_annotation_file_is_read_again(clips, tmp_path):
+    write = lambda c: c[["subject", "onset_path", "apex_path", "aus", "emotion"]].to_csv(tmp_path / "mine.csv", index=False)
+    study = Study(name="t", corpus="table", annotation=str(tmp_path / "mine.csv"), runs=str(tmp_path / "runs"))
+    write(clips)
+    first = read_table(data.build(study) / "clips.csv")
+    write(clips.assign(emotion="surprise"))
+    second = read_table(data.build(study) / "clips.csv")
+    assert set(first.emotion3) == {"positive"} and set(second.emotion3) == {"surprise"}
