@@ -11,12 +11,12 @@ help: ## list what make can do
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | while IFS="$$(printf '\t')" read -r goal text; do printf '  make %-12s %s\n' "$$goal" "$$text"; done
 
 # The stamps remember which folder was installed: a clone that was moved or copied is installed anew.
-ifneq ($(shell cat .venv/.installed 2>/dev/null),$(shell pwd))
+ifneq ($(shell cat .venv/.installed 2>/dev/null),$(shell pwd -P))
 .PHONY: .venv/.installed
 endif
 
 .venv/.installed: settings.ini setup.py constraints.txt
-	@set -e; if [ ! -x $(BIN)/python ] || [ "$$(cat $@ 2>/dev/null)" != "$$PWD" ]; then \
+	@set -e; if [ ! -x $(BIN)/python ] || [ "$$(cat $@ 2>/dev/null)" != "$$(pwd -P)" ]; then \
 	  chosen=; for candidate in "$(PYTHON)" python3.13 python3.12 python3.11; do \
 	    if "$$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then chosen=$$candidate; break; fi; \
 	  done; \
@@ -28,7 +28,7 @@ endif
 	fi
 	@echo "Installing mellm and its pinned requirements into .venv (some minutes the first time) ..."
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e .
-	@printf '%s\n' "$$PWD" > $@
+	@printf '%s\n' "$$(pwd -P)" > $@
 
 .venv/.installed-dev: .venv/.installed
 	@echo "Installing the development requirements ..."
