@@ -45,7 +45,7 @@ def load_base(name: str = "nano"  # "nano", a Hub name or a folder
         raise ModelError(f"the model {name!r} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:200]}). It must be `nano`, a folder, or the Hub name of an image–text model with "
                          "safetensors weights; without a network, download it first with `hf download NAME --local-dir DIR` and give the folder.") from e
 
-# %% ../nbs/03_finetune.ipynb #cell-09
+# %% ../nbs/03_finetune.ipynb #cell-10
 _LLM = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 _VISION = r".*visual\.(blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj)|merger\.mlp\.\d+)"
 STRATEGIES = {"lora-llm": _LLM, "lora-all": f"({_LLM})|({_VISION})"}
@@ -61,7 +61,7 @@ def add_lora(model, strategy: str = "lora-all", rank: int = 16, name: str = "nan
     tuned.peft_config["default"].base_model_name_or_path = name
     return tuned
 
-# %% ../nbs/03_finetune.ipynb #cell-12
+# %% ../nbs/03_finetune.ipynb #cell-14
 class Collator:
     "Instruction records → a training batch whose labels hold the answers only."
 
@@ -81,7 +81,7 @@ class Collator:
         batch["labels"] = batch["input_ids"].masked_fill(~mask, -100)
         return batch
 
-# %% ../nbs/03_finetune.ipynb #cell-15
+# %% ../nbs/03_finetune.ipynb #cell-18
 def finetune(study: Study, folder: Path, records: list[dict]) -> pd.DataFrame:
     "Fine-tune the study's model on instruction records; leaves `folder/adapter` and returns the loss curve (step, epoch, loss, learning_rate)."
     import torch
@@ -114,7 +114,7 @@ def build(study: Study) -> Path:
 
     return stage(study, "finetune", make, needs=[made], keys=["model", "strategy", "epochs", "batch_size", "learning_rate", "lora_rank", "seed"])
 
-# %% ../nbs/03_finetune.ipynb #cell-19
+# %% ../nbs/03_finetune.ipynb #cell-24
 def load_tuned(model: str, adapter: Path | None):
     "Base model with an adapter merged into it (`None`: the base alone), ready to generate: (model, processor). Raises `ModelError`."
     base, processor = load_base(model)

@@ -42,7 +42,7 @@ def moves(regions: pd.DataFrame  # `colormap.region_motion` of one clip
     r = r[(r.relative >= MENTION) & (r.concentration >= CLEAR)].sort_values("relative", ascending=False, kind="stable")
     return r.assign(word=r.relative.map(strength_word))[["region", "direction", "color", "relative", "word"]].reset_index(drop=True)
 
-# %% ../nbs/02_instructions.ipynb #cell-09
+# %% ../nbs/02_instructions.ipynb #cell-10
 _FACE = {"right": "sideways", "left": "sideways"}
 
 
@@ -59,7 +59,7 @@ def face_direction(region: str,    # region key, "left_…" and "right_…" are 
 
 def _plural(base): return {"lower_eyelid": "lower eyelids", "inner_brow": "inner brows", "outer_brow": "outer brows"}.get(base, base.replace("_", " ") + "s")
 
-# %% ../nbs/02_instructions.ipynb #cell-11
+# %% ../nbs/02_instructions.ipynb #cell-12
 def look(seen: pd.DataFrame,  # `moves` of a clip
          most: int = 4        # speak of at most this many motions
          ) -> list[str]:
@@ -78,7 +78,7 @@ def look(seen: pd.DataFrame,  # `moves` of a clip
         else: said.append(f"The {facs.region_name(r.region)} moves {way}, {r.word}.")
     return said[:most]
 
-# %% ../nbs/02_instructions.ipynb #cell-14
+# %% ../nbs/02_instructions.ipynb #cell-16
 def _and(items): return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
@@ -98,7 +98,7 @@ def describe(seen: pd.DataFrame,     # `moves` of a clip
     if emotion: reason += f", seen in a {emotion} expression"
     return f"Look: {' '.join(look(seen))}\nReason: {reason}.\nConclude: {conclusion(aus, emotion)}."
 
-# %% ../nbs/02_instructions.ipynb #cell-17
+# %% ../nbs/02_instructions.ipynb #cell-19
 LEGEND = {"red": "right", "orange and yellow": "down-right", "yellow-green": "down", "green": "down-left", "cyan": "left", "blue": "up-left", "violet": "up",
           "magenta and pink": "up-right"}
 SYSTEM = ("You read micro-expressions. The picture is a grey face; colors show how the skin moves: "
@@ -107,7 +107,7 @@ DESCRIBE = ("Describe this expression in three steps: look at the motion, reason
             "What does this face do? Look, reason and conclude.",
             "Analyse the motion, name the action units and the emotion.")
 
-# %% ../nbs/02_instructions.ipynb #cell-20
+# %% ../nbs/02_instructions.ipynb #cell-22
 QUESTIONS = {"what": ("What moves?", "Which parts of the face move?", "List the motions."),
              "how": ("How does the {r} move?", "What is the motion of the {r}?", "Where does the {r} go?"),
              "does": ("Does the {r} move {d}?", "Is the {r} moving {d}?"),
@@ -145,7 +145,7 @@ def motion_turns(seen: pd.DataFrame, rng: np.random.Generator, n: int = 4) -> li
             turns.append((kind, _ask(kind, rng, r=name, d=true if say_yes else rng.choice(others)), "Yes." if say_yes else "No."))
     return turns
 
-# %% ../nbs/02_instructions.ipynb #cell-23
+# %% ../nbs/02_instructions.ipynb #cell-26
 ASKED_AUS = (1, 2, 4, 6, 9, 12, 15, 17)  # units that a yes/no question may ask about beside those of the clip
 
 
@@ -162,7 +162,7 @@ def emotion_turns(emotion: str | None, rng: np.random.Generator) -> list[tuple[s
     "The coarse emotion question; nothing where no emotion is annotated."
     return [("emotion", _ask("emotion", rng), f"{emotion.capitalize()}.")] if emotion else []
 
-# %% ../nbs/02_instructions.ipynb #cell-26
+# %% ../nbs/02_instructions.ipynb #cell-29
 def conversation(turns: list[tuple[str, str]]  # (question, answer); an answer of None leaves the question open
                  ) -> list[dict]:
     "Chat messages with the image in the first question."
@@ -186,7 +186,7 @@ def records(clip,                   # a row of the clips table with `color_map`
              "images": [clip.color_map], "messages": conversation([(q, a) for _, q, a in turns])}
             for name, turns in (("describe", full), ("questions", short))]
 
-# %% ../nbs/02_instructions.ipynb #cell-29
+# %% ../nbs/02_instructions.ipynb #cell-32
 def answer_mask(ids: list[int],     # token ids of a conversation
                 header: list[int],  # token ids of the text that opens an answer: "<|im_start|>assistant\n"
                 end: int            # token id that closes a message
@@ -200,7 +200,7 @@ def answer_mask(ids: list[int],     # token ids of a conversation
     if not any(mask): raise ValueError("no answer was found in a conversation: is its chat template of the Qwen family?")
     return mask
 
-# %% ../nbs/02_instructions.ipynb #cell-32
+# %% ../nbs/02_instructions.ipynb #cell-35
 @dataclass(frozen=True)
 class Answer:
     "What an answer says: action units (`None`: says nothing about them) and coarse emotion (`None`: unparsable)."
@@ -230,7 +230,7 @@ def parse_answer(text: str  # whatever a model wrote
     emotions = {e for e in facs.EMOTIONS3 if re.search(rf"\b{e}\b", part)}
     return Answer(tuple(sorted(units)) if units or silent else None, emotions.pop() if len(emotions) == 1 else None)
 
-# %% ../nbs/02_instructions.ipynb #cell-35
+# %% ../nbs/02_instructions.ipynb #cell-38
 def build(study: Study) -> Path:
     "Stage `instructions`: train.jsonl, test.jsonl and the table of clips."
     maps = colormap.build(study)

@@ -54,7 +54,7 @@ def make_tokenizer(size: int = 1024  # most entries, special tokens included
     return PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|im_end|>", pad_token="<|endoftext|>", additional_special_tokens=list(SPECIAL[1:]),
                                    chat_template=CHAT_TEMPLATE, padding_side="left", clean_up_tokenization_spaces=False)
 
-# %% ../nbs/03a_nano.ipynb #cell-09
+# %% ../nbs/03a_nano.ipynb #cell-10
 SIZES = dict(vision=dict(depth=4, hidden_size=128, intermediate_size=320, num_heads=4, patch_size=14, window_size=112, fullatt_block_indexes=[1, 3]),
              text=dict(hidden_size=256, intermediate_size=640, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2))
 
@@ -76,7 +76,7 @@ def make_model(tokenizer, sizes: dict = SIZES, seed: int = 0):
     torch.manual_seed(seed)
     return Qwen2_5_VLForConditionalGeneration(make_config(tokenizer, sizes))
 
-# %% ../nbs/03a_nano.ipynb #cell-12
+# %% ../nbs/03a_nano.ipynb #cell-13
 @lru_cache(maxsize=1)
 def _picture_processor():
     "Qwen2.5-VL's processor class without its video part (which would need torchvision)."
@@ -104,7 +104,7 @@ def make_processor(tokenizer, side: int = 224):
     from transformers import Qwen2VLImageProcessorPil
     return picture_processor(Qwen2VLImageProcessorPil(size={"shortest_edge": side * side, "longest_edge": side * side}), tokenizer)
 
-# %% ../nbs/03a_nano.ipynb #cell-17
+# %% ../nbs/03a_nano.ipynb #cell-18
 def weights_folder() -> Path:
     "The folder of the embedded base model inside the package."
     return Path(str(files("mellm") / "weights" / "nano"))

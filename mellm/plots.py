@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'CYCLE', 'luminance', 'style', 'show_images']
 
 # %% ../nbs/00f_plots.ipynb #cell-03
-import math
+import math, sys
 from collections.abc import Sequence
 
 # %% ../nbs/00f_plots.ipynb #cell-05
@@ -31,6 +31,8 @@ def style() -> None:
     "Give matplotlib the study's fonts, colours and lines; call once at the top of a notebook."
     import matplotlib as mpl
     from cycler import cycler
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if getattr(shell, "kernel", None): shell.run_line_magic("matplotlib", "inline") # so that a figure shows itself in a notebook
     ink, grey, light = (PALETTE[name] for name in ("ink", "grey", "light"))
     mpl.rcParams.update({
         "figure.dpi": 96, "savefig.dpi": 144, "savefig.bbox": "tight", "figure.facecolor": PALETTE["paper"], "figure.constrained_layout.use": True,

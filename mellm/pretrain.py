@@ -63,7 +63,7 @@ def make_sample(image, lm, rng, cells: int = 8):
     grid = cv2.resize(seen, (cells, cells), interpolation=cv2.INTER_AREA) / max(1e-6, float(np.linalg.norm(seen, axis=2).max()))
     return colormap.color_map(onset, seen), colormap.region_motion(seen, lm), grid
 
-# %% ../nbs/03b_pretrain.ipynb #cell-11
+# %% ../nbs/03b_pretrain.ipynb #cell-12
 SEEDS = 50_000_000  # pre-training subjects are sample_identity(SEEDS + i); a corpus uses seed * 100_000 + i
 
 
@@ -92,7 +92,7 @@ def make_shards(folder: Path, count: int, n: int = 160, workers: int = 0) -> lis
     folder.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(workers or os.cpu_count(), mp_context=multiprocessing.get_context("spawn")) as pool: return list(pool.map(make_shard, [folder] * count, range(count), [n] * count))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-12
+# %% ../nbs/03b_pretrain.ipynb #cell-13
 def load_shards(paths):
     "Color maps (N, 224, 224, 3), grids (N, 8, 8, 2) and the visible moves of each picture."
     maps, grids, seen = [], [], []
@@ -103,7 +103,7 @@ def load_shards(paths):
                 seen.append(instructions.moves(pd.DataFrame(dict(region=facs.REGIONS, magnitude=num[:, 0], percent=num[:, 1], concentration=num[:, 2], direction=d, color=c))))
     return np.concatenate(maps), np.concatenate(grids), seen
 
-# %% ../nbs/03b_pretrain.ipynb #cell-14
+# %% ../nbs/03b_pretrain.ipynb #cell-15
 def patches(images,          # (B, 224, 224, 3) uint8 array
             patch: int = 14):
     "The picture patches in the order of Qwen's image processor: (B·256, 1176) float tensor and the grid (B, 3)."
@@ -116,7 +116,7 @@ def patches(images,          # (B, 224, 224, 3) uint8 array
     x = x.reshape(b, 1, 1, c, g // 2, 2, patch, g // 2, 2, patch).expand(b, 1, 2, c, g // 2, 2, patch, g // 2, 2, patch)
     return x.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(b * g * g, c * 2 * patch * patch), torch.tensor([[1, g, g]] * b)
 
-# %% ../nbs/03b_pretrain.ipynb #cell-17
+# %% ../nbs/03b_pretrain.ipynb #cell-19
 def drill(rng) -> tuple[str, str]:
     "A question about words alone: a FACS name, or a phrase to repeat."
     au = facs.ACTION_UNITS[int(rng.choice(list(facs.ACTION_UNITS)))]
@@ -135,7 +135,7 @@ def talk(seen, rng, n: int = 6) -> list[tuple[str, str]]:
     turns = [(q, a) for _, q, a in instructions.motion_turns(seen, rng, n)] + [drill(rng)]
     return [turns[i] for i in rng.permutation(len(turns))]
 
-# %% ../nbs/03b_pretrain.ipynb #cell-19
+# %% ../nbs/03b_pretrain.ipynb #cell-21
 class Talker:
     "Turns (picture, moves) into padded training batches: ids, labels that hold answers only, patches."
 
@@ -161,7 +161,7 @@ class Talker:
         return dict(input_ids=ids, labels=labels, attention_mask=(torch.arange(longest) < lengths[:, None]).long(), pixel_values=pixels, image_grid_thw=grid,
                     mm_token_type_ids=(ids == self.pad).int())
 
-# %% ../nbs/03b_pretrain.ipynb #cell-22
+# %% ../nbs/03b_pretrain.ipynb #cell-25
 @dataclass
 class Plan:
     "A pre-training run."
@@ -205,7 +205,7 @@ class Run:
         t = done / see if done < see else (done - see) / (1 - see)
         return self.plan.lr * min(1, t / .03 + .02) * (.03 + .97 * .5 * (1 + math.cos(math.pi * min(1, t))))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-23
+# %% ../nbs/03b_pretrain.ipynb #cell-26
 def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -> dict:
     "The losses of one batch: `see` (mean squared error of the cells' relative motion) and, when speaking, `speak` (cross-entropy of the answers)."
     import torch
@@ -246,7 +246,7 @@ def train(run: Run, data, log_every: int = 25) -> None:
         if time.time() - saved > 120: run.save(); saved = time.time()
     run.save()
 
-# %% ../nbs/03b_pretrain.ipynb #cell-25
+# %% ../nbs/03b_pretrain.ipynb #cell-28
 def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: int = 77) -> pd.DataFrame:
     "Ask about every region of held-out synthetic subjects: subject, region, truth, answer (direction words; `strength` cut off), right."
     import torch
@@ -269,7 +269,7 @@ def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: in
                 rows.append(dict(subject=s, region=r, truth=truth, answer=answer, right=truth == answer))
     return pd.DataFrame(rows)
 
-# %% ../nbs/03b_pretrain.ipynb #cell-28
+# %% ../nbs/03b_pretrain.ipynb #cell-31
 def write_card(run: Run, asked: pd.DataFrame, pictures: int) -> None:
     "card.json (configuration, curve, perception accuracy) and a short README.md beside the weights."
     count = sum(p.numel() for p in run.model.parameters())
@@ -308,6 +308,6 @@ def main(argv=None) -> None:
     nano.save_model(out, run.model.cpu(), run.tok)
     write_card(run, asked, len(data[0]))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-29
+# %% ../nbs/03b_pretrain.ipynb #cell-32
 #| eval: false
 if __name__ == "__main__": main()
