@@ -19,7 +19,7 @@ from .study import Study, read_jsonl, read_table, stage, write_json, write_jsonl
 
 # %% auto #0
 __all__ = ['PATHS', 'PART', 'ADAPTERS', 'METHODS', 'SHOWN', 'to_rows', 'ask', 'answer', 'conditions', 'score', 'note',
-           'method_name', 'read_metrics', 'result_table', 'au_result_table', 'plot_scores', 'build']
+           'corpus_name', 'method_name', 'read_metrics', 'result_table', 'au_result_table', 'plot_scores', 'build']
 
 # %% ../nbs/04_eval.ipynb #cell-10
 PATHS = ("color_map", "flow", "onset_path", "apex_path")
@@ -108,6 +108,12 @@ def note(metrics: dict) -> str:
             "action units; what cannot be read in an answer counts as wrong.")
 
 
+def corpus_name(metrics: dict) -> str:
+    "The corpora as a figure's title calls them; synthetic ones are called so."
+    corpora = metrics["conditions"]["corpora"]
+    return "synthetic corpus" if corpora == ["synthetic"] else ", ".join(corpora)
+
+
 def method_name(method: str, model: str = "") -> str:
     "How a method is called in tables and figures."
     return {"majority": "majority", "svm": "flow histogram + SVM", "base": f"{Path(model).name}, untuned", "finetuned": f"{Path(model).name}, fine-tuned"}.get(method, method)
@@ -161,8 +167,7 @@ def plot_scores(folder: str | Path, scores=("uf1", "uar", "au_macro")):
             ax.plot(entry["value"], y, "o", ms=8, color=PALETTE.get(method, PALETTE["accent"]), mec=PALETTE["ink"], mew=.8)
             ax.annotate(f"{entry['value']:.2f}", (entry["value"], y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         ax.set(xlim=(-.04, 1.04), ylim=(len(methods) - .5, -.7), xlabel=SCORES[name], yticks=range(len(methods)), yticklabels=[method_name(m, model) for m in methods])
-    synthetic = "synthetic" in metrics["conditions"]["corpora"]
-    fig.suptitle(f"Held-out subjects of {', '.join(metrics['conditions']['corpora'])}{' (synthetic results)' if synthetic else ''}", x=.01, ha="left", fontsize=10.5, fontweight="bold")
+    fig.suptitle(f"Held-out subjects, {corpus_name(metrics)}", x=.01, ha="left", fontsize=10.5, fontweight="bold")
     return fig
 
 # %% ../nbs/04_eval.ipynb #cell-32
