@@ -238,14 +238,16 @@ def findings(metrics: dict, strength: pd.DataFrame, subjects: pd.DataFrame, meth
     units = [row for row in metrics["methods"][method]["aus"] if row["clips"] >= 3]
     if units:
         low, high = min(units, key=lambda r: r["f1"]), max(units, key=lambda r: r["f1"])
-        said.append(f"Of the action units, {name} reads AU{high['au']} ({high['name']}) best (F1 {high['f1']:.2f}) and AU{low['au']} ({low['name']}) worst (F1 {low['f1']:.2f}).")
+        said.append(f"{name} reads all action units alike (F1 {low['f1']:.2f})." if low["f1"] == high["f1"] else
+                    f"Of the action units, {name} reads AU{high['au']} ({high['name']}) best (F1 {high['f1']:.2f}) and AU{low['au']} ({low['name']}) worst (F1 {low['f1']:.2f}).")
     rows = strength[strength.cases >= 5]
     if len(rows) > 1:
         a, b = rows.iloc[0], rows.iloc[-1]
         said.append(f"It finds {a[method]:.0%} of the action units where the motion is {a.strength if a.strength != 'none' else 'below what the map shows'} ({a.cases} cases) and {b[method]:.0%} where it is {b.strength} ({b.cases} cases).")
     if len(subjects) > 1:
         worst, best = subjects.loc[subjects[method].idxmin()], subjects.loc[subjects[method].idxmax()]
-        said.append(f"From subject to subject, the share of clips that are wholly right goes from {worst[method]:.0%} ({worst.subject}) to {best[method]:.0%} ({best.subject}).")
+        said.append(f"The share of clips that are wholly right is {best[method]:.0%} for every subject." if worst[method] == best[method] else
+                    f"From subject to subject, the share of clips that are wholly right goes from {worst[method]:.0%} ({worst.subject}) to {best[method]:.0%} ({best.subject}).")
     f1 = {m: r["scores"]["uf1"]["value"] for m, r in metrics["methods"].items()}
     if f1[method] is not None:
         ahead = [method_name(m, metrics["conditions"]["model"]) for m, v in f1.items() if v > f1[method]]

@@ -126,6 +126,9 @@ def _cell(entry: dict, name: str = "") -> str:
     return f"{entry['value']:.2f}" + (f" [{entry['low']:.2f}, {entry['high']:.2f}]" if entry["low"] is not None else "")
 
 
+def _number(n: int, thing: str) -> str: return f"{n} {thing}{'s' * (n != 1)}"
+
+
 def read_metrics(folder) -> dict:
     "metrics.json of a finished evaluation. Raises `ValueError` that says what to run."
     file = Path(folder) / "metrics.json"
@@ -148,7 +151,7 @@ def au_result_table(folder: str | Path) -> pd.DataFrame: # AUs × methods, as te
     metrics = read_metrics(folder)
     columns = {method_name(m, metrics["conditions"]["model"]): {r["au"]: _cell(r | dict(value=r["f1"])) for r in result["aus"]} for m, result in metrics["methods"].items()}
     shown = next(iter(metrics["methods"].values()))["aus"]
-    index = {r["au"]: f"AU{r['au']} {au_name(r['au'])} ({r['clips']} clips, {r['subjects']} subjects)" for r in shown}
+    index = {r["au"]: f"AU{r['au']} {au_name(r['au'])} ({_number(r['clips'], 'clip')}, {_number(r['subjects'], 'subject')})" for r in shown}
     return pd.DataFrame(columns, index=list(index)).rename(index=index).rename_axis("action unit")
 
 # %% ../nbs/04_eval.ipynb #cell-29
