@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-import os, shutil, warnings
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,13 @@ from . import instructions, nano
 from .study import Study, read_jsonl, read_table, resolve, stage, write_table
 
 # %% auto #0
-__all__ = ['STRATEGIES', 'ModelError', 'load_base', 'add_lora', 'Collator', 'finetune', 'build', 'load_tuned', 'generate',
-           'predict']
+__all__ = ['STRATEGIES', 'ModelError', 'load_base', 'add_lora', 'save_adapter', 'Collator', 'finetune', 'build', 'load_tuned',
+           'generate', 'predict']
 
 # %% ../nbs/03_finetune.ipynb #cell-06
 class ModelError(ValueError):
     "A model or adapter that cannot be loaded; the message says what to do."
+
 
 
 def _processor(name):
@@ -39,7 +40,8 @@ def load_base(name: str = "nano"  # "nano", a Hub name or a folder
     if name == "nano": return nano.load_model(), nano.load_processor()
     cuda = torch.cuda.is_available()
     try:
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True, trust_remote_code=False)
+        with nano.quiet():
+            model = AutoModelForImageTextToText.from_pretrained(name, dtype=torch.bfloat16 if cuda else torch.float32, use_safetensors=True, trust_remote_code=False)
         return model.to("cuda" if cuda else "cpu"), _processor(name)
     except Exception as e:
         raise ModelError(f"the model {name!r} could not be loaded ({type(e).__name__}: {str(e).splitlines()[0][:200]}). It must be `nano`, a folder, or the Hub name of an image–text model with "
@@ -47,19 +49,24 @@ def load_base(name: str = "nano"  # "nano", a Hub name or a folder
 
 # %% ../nbs/03_finetune.ipynb #cell-10
 _LLM = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
-_VISION = r".*visual\.(blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj)|merger\.mlp\.\d+)"
+_VISION = r".*visual\.(blocks\..*\.(qkv|proj|gate_proj|up_proj|down_proj)|merger\.mlp\.[02])"
 STRATEGIES = {"lora-llm": _LLM, "lora-all": f"({_LLM})|({_VISION})"}
 
 
-def add_lora(model, strategy: str = "lora-all", rank: int = 16, name: str = "nano"):
-    "Wrap a model with fresh LoRA adapters. `name` is written into the adapter as its base. Raises `ModelError` where no layer matches."
+def add_lora(model, strategy: str = "lora-all", rank: int = 16):
+    "Wrap a model with fresh LoRA adapters. Raises `ModelError` for an unknown strategy and where no layer matches."
     from peft import LoraConfig, get_peft_model
     if strategy not in STRATEGIES: raise ModelError(f"the strategy {strategy!r} is unknown; there are {', '.join(STRATEGIES)}")
     config = LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0., target_modules=STRATEGIES[strategy], task_type="CAUSAL_LM")
-    try: tuned = get_peft_model(model, config)
-    except ValueError as e: raise ModelError(f"the strategy {strategy!r} finds no layer to adapt in {name!r}: is it a model of the Qwen-VL family? ({e})") from e
+    try:
+        with nano.quiet(): return get_peft_model(model, config)
+    except ValueError as e: raise ModelError(f"the strategy {strategy!r} finds no layer to adapt: is this a model of the Qwen-VL family? ({str(e).splitlines()[0][:200]})") from e
+
+
+def save_adapter(tuned, folder: Path, name: str) -> None:
+    "Save the adapter as safetensors, with `name` as its base model."
     tuned.peft_config["default"].base_model_name_or_path = name
-    return tuned
+    tuned.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
 
 # %% ../nbs/03_finetune.ipynb #cell-14
 class Collator:
@@ -85,20 +92,21 @@ class Collator:
 def finetune(study: Study, folder: Path, records: list[dict]) -> pd.DataFrame:
     "Fine-tune the study's model on instruction records; leaves `folder/adapter` and returns the loss curve (step, epoch, loss, learning_rate)."
     import torch
-    from transformers import Trainer, TrainingArguments, set_seed
+    from transformers import PrinterCallback, Trainer, TrainingArguments, set_seed
     from transformers.trainer_utils import get_last_checkpoint
     if not records: raise ModelError("there is nothing to train on: the instruction file of the training subjects is empty")
     set_seed(study.seed)
     base, processor = load_base(study.model)
-    model = add_lora(base, study.strategy, study.lora_rank, study.model)
+    model = add_lora(base, study.strategy, study.lora_rank)
     cuda, work = torch.cuda.is_available(), folder / "checkpoints"
     steps = study.epochs * -(-len(records) // study.batch_size)
     args = TrainingArguments(output_dir=str(work), num_train_epochs=study.epochs, per_device_train_batch_size=study.batch_size, learning_rate=study.learning_rate, lr_scheduler_type="cosine",
                              warmup_steps=max(1, steps // 20), logging_steps=max(1, steps // 60), save_strategy="epoch", save_total_limit=1, report_to="none", seed=study.seed, bf16=cuda,
-                             gradient_checkpointing=study.model != "nano", remove_unused_columns=False, use_cpu=not cuda, dataloader_pin_memory=cuda)
+                             gradient_checkpointing=study.model != "nano", disable_tqdm=study.model == "nano", remove_unused_columns=False, use_cpu=not cuda, dataloader_pin_memory=cuda)
     trainer = Trainer(model=model, args=args, train_dataset=records, data_collator=Collator(study, processor))
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.exists() else None)
-    model.save_pretrained(folder / "adapter", safe_serialization=True)
+    trainer.remove_callback(PrinterCallback)
+    with nano.quiet(): trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.exists() else None)
+    save_adapter(model, folder / "adapter", study.model)
     log = pd.DataFrame(trainer.state.log_history)
     shutil.rmtree(work, ignore_errors=True)
     return log[log["loss"].notna()][["step", "epoch", "loss", "learning_rate"]].reset_index(drop=True)
@@ -122,7 +130,8 @@ def load_tuned(model: str, adapter: Path | None):
     from peft import PeftModel
     if not (Path(adapter) / "adapter_model.safetensors").exists():
         raise ModelError(f"there is no adapter in {adapter}: expected adapter_config.json and adapter_model.safetensors (other weight formats are not loaded)")
-    try: return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval(), processor
+    try:
+        with nano.quiet(): return PeftModel.from_pretrained(base, str(adapter)).merge_and_unload().eval(), processor
     except (RuntimeError, ValueError, KeyError) as e:
         raise ModelError(f"the adapter in {adapter} does not fit the model {model!r}: {str(e).splitlines()[0][:200]}") from e
 

@@ -5,16 +5,19 @@
 # %% ../nbs/03a_nano.ipynb #cell-03
 from __future__ import annotations
 
+from contextlib import contextmanager
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
+import warnings
 
 from . import facs
 from .instructions import DESCRIBE, QUESTIONS, SYSTEM
 
 # %% auto #0
 __all__ = ['SPECIAL', 'CHAT_TEMPLATE', 'SIZES', 'vocabulary_text', 'make_tokenizer', 'make_config', 'make_model',
-           'picture_processor', 'make_processor', 'weights_folder', 'save_model', 'load_processor', 'load_model']
+           'picture_processor', 'make_processor', 'weights_folder', 'save_model', 'quiet', 'load_processor',
+           'load_model']
 
 # %% ../nbs/03a_nano.ipynb #cell-05
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -119,6 +122,20 @@ def save_model(folder: Path, model, tokenizer) -> None:
     tokenizer.save_pretrained(folder)
 
 
+@contextmanager
+def quiet():
+    "Without the progress bars of loading and the libraries' notes to their own developers."
+    from transformers.utils import logging
+    bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+            yield
+    finally:
+        if bars: logging.enable_progress_bar()
+
+
 @lru_cache(maxsize=1)
 def load_processor():
     "The embedded model's processor."
@@ -131,4 +148,4 @@ def load_model():
     "The embedded base model in float32, on the CPU."
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(weights_folder(), dtype=torch.float32, use_safetensors=True)
+    with quiet(): return Qwen2_5_VLForConditionalGeneration.from_pretrained(weights_folder(), dtype=torch.float32, use_safetensors=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 import json, math, multiprocessing, os, sys, time
 
@@ -17,8 +18,9 @@ import pandas as pd
 from . import colormap, facs, faces, flow, instructions, nano, synth
 
 # %% auto #0
-__all__ = ['SEEDS', 'random_push', 'random_motion', 'measured_flow', 'make_sample', 'make_shard', 'make_shards', 'load_shards',
-           'patches', 'drill', 'talk', 'Talker', 'Plan', 'Run', 'losses', 'train', 'perception', 'write_card', 'main']
+__all__ = ['SEEDS', 'WEIGHTS', 'random_push', 'random_motion', 'measured_flow', 'make_sample', 'make_shard', 'make_shards',
+           'load_shards', 'where_map', 'patches', 'drill', 'talk', 'Talker', 'Plan', 'Run', 'see_losses', 'losses',
+           'train', 'perception', 'write_card', 'main']
 
 # %% ../nbs/03b_pretrain.ipynb #cell-06
 def random_push(lm, shape, rng):
@@ -104,6 +106,15 @@ def load_shards(paths):
     return np.concatenate(maps), np.concatenate(grids), seen
 
 # %% ../nbs/03b_pretrain.ipynb #cell-15
+@lru_cache
+def where_map(cells: int = 8, size: int = 224) -> np.ndarray:
+    "How much of each facial region lies in each cell of the token grid, 1 at its fullest cell: (cells·cells, 15)."
+    lm = synth.mean_face() * 70 + 150
+    masks = faces.region_masks(faces.transform_points(lm, faces.crop_transform(lm, size)), (size, size))
+    share = np.stack([cv2.resize(m.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA).ravel() for m in masks.values()], -1)
+    return share / share.max(0)
+
+# %% ../nbs/03b_pretrain.ipynb #cell-18
 def patches(images,          # (B, 224, 224, 3) uint8 array
             patch: int = 14):
     "The picture patches in the order of Qwen's image processor: (B·256, 1176) float tensor and the grid (B, 3)."
@@ -116,7 +127,7 @@ def patches(images,          # (B, 224, 224, 3) uint8 array
     x = x.reshape(b, 1, 1, c, g // 2, 2, patch, g // 2, 2, patch).expand(b, 1, 2, c, g // 2, 2, patch, g // 2, 2, patch)
     return x.permute(0, 1, 4, 7, 5, 8, 3, 2, 6, 9).reshape(b * g * g, c * 2 * patch * patch), torch.tensor([[1, g, g]] * b)
 
-# %% ../nbs/03b_pretrain.ipynb #cell-19
+# %% ../nbs/03b_pretrain.ipynb #cell-22
 def drill(rng) -> tuple[str, str]:
     "A question about words alone: a FACS name, or a phrase to repeat."
     au = facs.ACTION_UNITS[int(rng.choice(list(facs.ACTION_UNITS)))]
@@ -135,7 +146,7 @@ def talk(seen, rng, n: int = 6) -> list[tuple[str, str]]:
     turns = [(q, a) for _, q, a in instructions.motion_turns(seen, rng, n)] + [drill(rng)]
     return [turns[i] for i in rng.permutation(len(turns))]
 
-# %% ../nbs/03b_pretrain.ipynb #cell-21
+# %% ../nbs/03b_pretrain.ipynb #cell-24
 class Talker:
     "Turns (picture, moves) into padded training batches: ids, labels that hold answers only, patches."
 
@@ -161,14 +172,14 @@ class Talker:
         return dict(input_ids=ids, labels=labels, attention_mask=(torch.arange(longest) < lengths[:, None]).long(), pixel_values=pixels, image_grid_thw=grid,
                     mm_token_type_ids=(ids == self.pad).int())
 
-# %% ../nbs/03b_pretrain.ipynb #cell-25
+# %% ../nbs/03b_pretrain.ipynb #cell-28
 @dataclass
 class Plan:
     "A pre-training run."
     budget: float = 45        # minutes of training
-    see: float = .2           # share of the budget for seeing
-    batch: int = 32
-    lr: float = 1.2e-3
+    see: float = .15          # share of the budget for seeing
+    batch: int = 16
+    lr: float = 1e-3
     shards: int = 50          # of 160 pictures each, 10 subjects a shard
     seed: int = 0
     workers: int = 0
@@ -183,7 +194,7 @@ class Run:
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tok = nano.make_tokenizer()
         self.model = nano.make_model(self.tok, seed=plan.seed).to(self.device)
-        self.head = torch.nn.Linear(nano.SIZES["text"]["hidden_size"], 2).to(self.device)
+        self.head = torch.nn.Linear(nano.SIZES["text"]["hidden_size"], 2 + len(facs.REGIONS)).to(self.device)
         self.optim = torch.optim.AdamW([*self.model.parameters(), *self.head.parameters()], lr=plan.lr, betas=(.9, .95), weight_decay=.05)
         self.spent, self.step, self.log = 0., 0, []
         path = self.out / "checkpoint.pt"
@@ -205,21 +216,29 @@ class Run:
         t = done / see if done < see else (done - see) / (1 - see)
         return self.plan.lr * min(1, t / .03 + .02) * (.03 + .97 * .5 * (1 + math.cos(math.pi * min(1, t))))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-26
-def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -> dict:
-    "The losses of one batch: `see` (mean squared error of the cells' relative motion) and, when speaking, `speak` (cross-entropy of the answers)."
+# %% ../nbs/03b_pretrain.ipynb #cell-29
+def see_losses(run: Run, tokens, grids) -> dict:
+    "What (mean squared error of the cells' relative motion) and where (cross-entropy of the regions in each cell), from the picture tokens (B·64, hidden)."
     import torch
-    target = torch.from_numpy(grids).reshape(-1, 2).to(run.device)
+    guess = run.head(tokens)
+    motion = torch.from_numpy(grids).reshape(-1, 2).to(run.device)
+    places = torch.from_numpy(where_map()).to(run.device).repeat(len(grids), 1)
+    return {"what": ((guess[:, :2] - motion) ** 2).mean(), "where": torch.nn.functional.binary_cross_entropy_with_logits(guess[:, 2:], places)}
+
+
+def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -> dict:
+    "The losses of one batch: `what` and `where`, and when speaking also `speak` (cross-entropy of the answers)."
     if not speaking:
         pixels, grid = (t.to(run.device) for t in patches(images))
-        tokens = run.model.model.visual(pixels, grid).pooler_output
-        return {"see": ((run.head(tokens) - target) ** 2).mean()}
-    batch = {k: v.to(run.device) for k, v in talker.batch(images, seen, rng).items()}
-    kept = []
+        return see_losses(run, run.model.model.visual(pixels, grid).pooler_output, grids)
+    batch, kept = {k: v.to(run.device) for k, v in talker.batch(images, seen, rng).items()}, []
     hook = run.model.model.visual.register_forward_hook(lambda m, i, o: kept.append(o.pooler_output))
     speak = run.model(**batch).loss
     hook.remove()
-    return {"speak": speak, "see": ((run.head(kept[0]) - target) ** 2).mean()}
+    return {"speak": speak, **see_losses(run, kept[0], grids)}
+
+
+WEIGHTS = {"speak": 1., "what": 20., "where": 1.}
 
 
 def train(run: Run, data, log_every: int = 25) -> None:
@@ -233,7 +252,7 @@ def train(run: Run, data, log_every: int = 25) -> None:
         for g in run.optim.param_groups: g["lr"] = run.rate(done)
         i = rng.choice(len(maps), plan.batch, replace=False)
         parts = losses(run, talker, maps[i], grids[i], [seen[k] for k in i], rng, speaking)
-        loss = parts.get("speak", 0) + (10 if speaking else 100) * parts["see"]
+        loss = sum(WEIGHTS[k] * v for k, v in parts.items())
         run.optim.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(run.model.parameters(), 1.)
@@ -246,7 +265,7 @@ def train(run: Run, data, log_every: int = 25) -> None:
         if time.time() - saved > 120: run.save(); saved = time.time()
     run.save()
 
-# %% ../nbs/03b_pretrain.ipynb #cell-28
+# %% ../nbs/03b_pretrain.ipynb #cell-31
 def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: int = 77) -> pd.DataFrame:
     "Ask about every region of held-out synthetic subjects: subject, region, truth, answer (direction words; `strength` cut off), right."
     import torch
@@ -269,7 +288,7 @@ def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: in
                 rows.append(dict(subject=s, region=r, truth=truth, answer=answer, right=truth == answer))
     return pd.DataFrame(rows)
 
-# %% ../nbs/03b_pretrain.ipynb #cell-31
+# %% ../nbs/03b_pretrain.ipynb #cell-34
 def write_card(run: Run, asked: pd.DataFrame, pictures: int) -> None:
     "card.json (configuration, curve, perception accuracy) and a short README.md beside the weights."
     count = sum(p.numel() for p in run.model.parameters())
@@ -308,6 +327,6 @@ def main(argv=None) -> None:
     nano.save_model(out, run.model.cpu(), run.tok)
     write_card(run, asked, len(data[0]))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-32
+# %% ../nbs/03b_pretrain.ipynb #cell-35
 #| eval: false
 if __name__ == "__main__": main()

@@ -78,7 +78,7 @@ def test_labels_hold_the_answers_only(study):
 
 @pytest.mark.parametrize("strategy,vision,merger", [("lora-llm", 0, 0), ("lora-all", 2 * 5, 2)])
 def test_adapters_sit_where_the_strategy_says(study, strategy, vision, merger):
-    tuned = F.add_lora(F.load_base(study.model)[0], strategy, 4, study.model)
+    tuned = F.add_lora(F.load_base(study.model)[0], strategy, 4)
     names = [n for n, _ in tuned.named_modules() if n.endswith("lora_A.default")]
     assert sum("visual.blocks" in n for n in names) == vision and sum("visual.merger" in n for n in names) == merger
     assert sum("language_model" in n for n in names) == 2 * 7
@@ -143,7 +143,7 @@ def test_bad_adapters(tmp_path, study):
     with pytest.raises(F.ModelError, match="strategy 'all' is unknown"): F.add_lora(nano.load_model(), "all")
     with pytest.raises(F.ModelError, match="no layer to adapt"): F.add_lora(torch.nn.Linear(2, 2), "lora-all")
     folder = tmp_path / "other"
-    F.add_lora(F.load_base(study.model)[0], "lora-all", 4, study.model).save_pretrained(folder)
+    F.save_adapter(F.add_lora(F.load_base(study.model)[0], "lora-all", 4), folder, study.model)
     with pytest.raises(F.ModelError, match="does not fit"): F.load_tuned("nano", folder)
 
 
