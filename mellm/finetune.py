@@ -15,8 +15,8 @@ from . import instructions, nano
 from .study import Study, read_jsonl, read_table, resolve, stage, write_table
 
 # %% auto #0
-__all__ = ['STRATEGIES', 'ModelError', 'load_base', 'add_lora', 'save_adapter', 'Collator', 'finetune', 'build', 'load_tuned',
-           'generate', 'predict']
+__all__ = ['STRATEGIES', 'ModelError', 'load_base', 'add_lora', 'save_adapter', 'Collator', 'peak_rate', 'finetune', 'build',
+           'load_tuned', 'generate', 'predict']
 
 # %% ../nbs/03_finetune.ipynb #cell-06
 class ModelError(ValueError):
@@ -89,6 +89,11 @@ class Collator:
         return batch
 
 # %% ../nbs/03_finetune.ipynb #cell-18
+def peak_rate(study: Study) -> float:
+    "The study's learning rate, or the one that suits its model."
+    return study.learning_rate or (4e-3 if study.model == "nano" else 1e-4)
+
+
 def finetune(study: Study, folder: Path, records: list[dict]) -> pd.DataFrame:
     "Fine-tune the study's model on instruction records; leaves `folder/adapter` and returns the loss curve (step, epoch, loss, learning_rate)."
     import torch
@@ -100,9 +105,9 @@ def finetune(study: Study, folder: Path, records: list[dict]) -> pd.DataFrame:
     model = add_lora(base, study.strategy, study.lora_rank)
     cuda, work = torch.cuda.is_available(), folder / "checkpoints"
     steps = study.epochs * -(-len(records) // study.batch_size)
-    args = TrainingArguments(output_dir=str(work), num_train_epochs=study.epochs, per_device_train_batch_size=study.batch_size, learning_rate=study.learning_rate, lr_scheduler_type="cosine",
+    args = TrainingArguments(output_dir=str(work), num_train_epochs=study.epochs, per_device_train_batch_size=study.batch_size, learning_rate=peak_rate(study), lr_scheduler_type="cosine",
                              warmup_steps=max(1, steps // 20), logging_steps=max(1, steps // 60), save_strategy="epoch", save_total_limit=1, report_to="none", seed=study.seed, bf16=cuda,
-                             gradient_checkpointing=study.model != "nano", disable_tqdm=study.model == "nano", remove_unused_columns=False, use_cpu=not cuda, dataloader_pin_memory=cuda)
+                             activation_checkpointing=study.model != "nano", disable_tqdm=study.model == "nano", remove_unused_columns=False, use_cpu=not cuda, dataloader_pin_memory=cuda)
     trainer = Trainer(model=model, args=args, train_dataset=records, data_collator=Collator(study, processor))
     trainer.remove_callback(PrinterCallback)
     with nano.quiet(): trainer.train(resume_from_checkpoint=get_last_checkpoint(str(work)) if work.exists() else None)
@@ -154,11 +159,11 @@ def predict(study: Study,
             adapter: Path | str | None = None,  # None: the base model; "stage": the study's own adapter; or a folder
             batch_size: int = 24) -> list[str]:
     "One generated description for each row of `clips`, in order."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     from mellm.faces import read_image
     folder = build(study) / "adapter" if isinstance(adapter, str) and adapter == "stage" else adapter
     model, processor = load_tuned(study.model, folder)
     paths, texts = [resolve(study, p) for p in clips.color_map], []
-    for i in tqdm(range(0, len(paths), batch_size), desc="describing", leave=False):
+    for i in tqdm(range(0, len(paths), batch_size), desc="describing", leave=False, disable=None):
         texts += generate(model, processor, [read_image(p) for p in paths[i:i + batch_size]], max_new_tokens=study.max_new_tokens)
     return texts
