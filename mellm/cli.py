@@ -210,13 +210,15 @@ def explain_command(
                 except OSError as error: raise StudyError(f"The explanation cannot be saved in {out}: {error.strerror or error}.") from None
     typer.echo(json.dumps(explanation.to_dict(), indent=2, ensure_ascii=False) if as_json else _shown(explanation))
     if out: typer.echo(f"Saved color_map.png and explanation.json in {out}", err=True)
+    elif explanation.moved and not as_json: typer.echo("Color map: add --out DIR to keep it")
 
 # %% ../nbs/05a_cli.ipynb #cell-35
 def _shown(explanation) -> str:
     "An explanation as text for the terminal."
     from mellm.facs import au_name
+    from mellm.instructions import look
     lines = [explanation.text.strip()]
     if explanation.moved:
         aus = ", ".join(f"AU {n} ({au_name(n)})" for n in explanation.aus or ()) or "none named"
-        lines += ["", f"Action units: {aus}", f"Emotion: {explanation.emotion or 'none named'}"]
+        lines += ["", f"Action units: {aus}", f"Emotion: {explanation.emotion or 'none named'}", f"Measured: {' '.join(look(explanation.motion))}"]
     return "\n".join(lines)

@@ -328,5 +328,4 @@ def main(argv=None) -> None:
     write_card(run, asked, len(data[0]))
 
 # %% ../nbs/03b_pretrain.ipynb #cell-35
-#| eval: false
-if __name__ == "__main__": main()
+if __name__ == "__main__" and "__file__" in globals(): main()  # as a script, not in a notebook

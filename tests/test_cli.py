@@ -68,7 +68,7 @@ def test_the_installed_command_is_there():
 class Answer:
     "What an explainer returns."
     text, aus, emotion, moved = "The inner brows move up.", (1, 2), "surprise", True
-    color_map = np.zeros((4, 4, 3), np.uint8)
+    color_map, motion = np.zeros((4, 4, 3), np.uint8), ()
 
     def to_dict(self): return {"text": self.text, "aus": list(self.aus), "emotion": self.emotion}
 
@@ -98,7 +98,8 @@ def test_explain_says_the_sentences_and_the_facts(explained):
     explained()
     result = runner.invoke(cli.app, ["explain", "a.png", "b.png"])
     assert result.exit_code == 0 and result.stderr == ""
-    assert result.stdout == "The inner brows move up.\n\nAction units: AU 1 (inner brow raiser), AU 2 (outer brow raiser)\nEmotion: surprise\n"
+    assert result.stdout == "The inner brows move up.\n\nAction units: AU 1 (inner brow raiser), AU 2 (outer brow raiser)\nEmotion: surprise\n"\
+                            "Measured: Nothing moves clearly.\nColor map: add --out DIR to keep it\n"
 
 
 def test_explain_when_nothing_moved(explained):

@@ -27,7 +27,7 @@ def pictures(tmp_path, pair):
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "mellm.cli", "explain", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", "from mellm.cli import app; app()", "explain", *map(str, args)], capture_output=True, text=True)
 
 
 def test_explain_arrays_and_save(pair, tmp_path):
