@@ -34,7 +34,7 @@ def _setting(default, about: str, choices: Sequence[str] | None = None, low: flo
 class Study:
     "Everything a study depends on. Make one with `Study.load()`, which also reads a TOML file and the environment."
     name: str = _setting("default", "names the folder of results, `runs/<name>`")
-    corpus: str = _setting("synthetic", "which corpus is read")
+    corpus: str = _setting("synthetic", "which corpus is read", ("synthetic", "table", "casme2"))
     root: str | None = _setting(None, "folder of the licensed corpus; a relative one starts at the clone")
     annotation: str | None = _setting(None, "annotation file of the corpus, where it is not found in `root`")
     flow: str = _setting("tvl1", "optical flow estimator", ("tvl1", "dis", "farneback"))
@@ -43,7 +43,7 @@ class Study:
     percentile: float = _setting(0.0, "share of the weakest motion left uncolored, in percent", low=0, high=99.9)
     size: int = _setting(224, "edge of the square face crop, in pixels", low=64, high=1024)
     model: str = _setting("nano", "base model: `nano` ships with mellm; else a Hugging Face name or a folder")
-    strategy: str = _setting("lora-all", "fine-tuning strategy")
+    strategy: str = _setting("lora-all", "fine-tuning strategy", ("lora-llm", "lora-all"))
     subjects: int = _setting(24, "synthetic corpus: number of people", low=2)
     clips_per_subject: int = _setting(12, "synthetic corpus: clips of each", low=1)
     epochs: int = _setting(8, "passes over the training data", low=1)
