@@ -34,11 +34,14 @@ def python(*args, cwd=HOME, **env):
     return done
 
 
+BUILT = {".venv", "runs", ".git", "__pycache__", ".hypothesis", ".pytest_cache", "mellm.egg-info", "_proc", "_docs", "build", "dist"}
+
+
 def tracked():
     "The files of the project: what git tracks or would track, else all but what is built."
     done = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=HOME, capture_output=True, text=True)
     if done.returncode == 0 and done.stdout: files = [HOME / name for name in done.stdout.split("\0") if name]
-    else: files = [p for p in HOME.rglob("*") if not {".venv", "runs", ".git", "__pycache__", "_proc", "_docs", "build"} & set(p.relative_to(HOME).parts)]
+    else: files = [p for p in HOME.rglob("*") if not BUILT & set(p.relative_to(HOME).parts)]
     return [p for p in files if p.is_file()]
 
 
