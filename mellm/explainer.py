@@ -9,26 +9,20 @@ from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-import base64, html, json, os
+import base64, html, json
 
 import cv2
 import numpy as np
 import pandas as pd
 
 from . import colormap, facs, faces, instructions
+from .study import _atomic, write_json
 
 # %% auto #0
 __all__ = ['Explanation', 'shipped_adapter', 'explain']
 
 # %% ../nbs/03c_explain.ipynb #cell-06
 def _png(image): return cv2.imencode(".png", image[..., ::-1])[1].tobytes()
-
-
-def _write(path, data):
-    "Write bytes through a temporary name."
-    temp = path.with_name(f".{path.name}.{os.getpid()}.part")
-    temp.write_bytes(data)
-    os.replace(temp, path)
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,8 +46,8 @@ class Explanation:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir(): raise faces.ImageError(f"cannot write to {folder}: it is a file, not a folder")
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / "color_map.png", _png(self.color_map))
-        _write(folder / "explanation.json", (json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n").encode())
+        _atomic(folder / "color_map.png", lambda part: part.write_bytes(_png(self.color_map)))
+        write_json(folder / "explanation.json", self.to_dict())
         return folder
 
     def __repr__(self): return self.text

@@ -184,7 +184,7 @@ class Plan:
     seed: int = 0
     workers: int = 0
 
-
+# %% ../nbs/03b_pretrain.ipynb #cell-31
 class Run:
     "Model, picture head and optimizer, with checkpoint and resume."
 
@@ -216,7 +216,7 @@ class Run:
         t = done / see if done < see else (done - see) / (1 - see)
         return self.plan.lr * min(1, t / .03 + .02) * (.03 + .97 * .5 * (1 + math.cos(math.pi * min(1, t))))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-29
+# %% ../nbs/03b_pretrain.ipynb #cell-32
 def see_losses(run: Run, tokens, grids) -> dict:
     "What (mean squared error of the cells' relative motion) and where (cross-entropy of the regions in each cell), from the picture tokens (B·64, hidden)."
     import torch
@@ -265,7 +265,7 @@ def train(run: Run, data, log_every: int = 25) -> None:
         if time.time() - saved > 120: run.save(); saved = time.time()
     run.save()
 
-# %% ../nbs/03b_pretrain.ipynb #cell-31
+# %% ../nbs/03b_pretrain.ipynb #cell-34
 def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: int = 77) -> pd.DataFrame:
     "Ask about every region of held-out synthetic subjects: subject, region, truth, answer (direction words; `strength` cut off), right."
     import torch
@@ -288,7 +288,7 @@ def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: in
                 rows.append(dict(subject=s, region=r, truth=truth, answer=answer, right=truth == answer))
     return pd.DataFrame(rows)
 
-# %% ../nbs/03b_pretrain.ipynb #cell-34
+# %% ../nbs/03b_pretrain.ipynb #cell-37
 def write_card(run: Run, asked: pd.DataFrame, pictures: int) -> None:
     "card.json (configuration, curve, perception accuracy) and a short README.md beside the weights."
     count = sum(p.numel() for p in run.model.parameters())
@@ -327,5 +327,5 @@ def main(argv=None) -> None:
     nano.save_model(out, run.model.cpu(), run.tok)
     write_card(run, asked, len(data[0]))
 
-# %% ../nbs/03b_pretrain.ipynb #cell-35
+# %% ../nbs/03b_pretrain.ipynb #cell-38
 if __name__ == "__main__" and "__file__" in globals(): main()  # as a script, not in a notebook
