@@ -8,7 +8,7 @@ __all__ = ['DIRECTIONS', 'COLORS', 'STYLES', 'WEAK', 'MODERATE', 'STRONG', 'UNCL
            'ClipMap', 'clip_map', 'make_clip', 'build']
 
 # %% ../nbs/01_flow_colormap.ipynb #cell-03
-import io, multiprocessing, os, re, sys, time, warnings, zlib
+import multiprocessing, os, re, sys, time, warnings, zlib
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2, numpy as np, pandas as pd
 from .faces import (ImageError, _check_image, crop_face, face_box, inter_ocular, landmarks, read_image, region_masks, transform_points)
 from .flow import _check_flow, estimate_flow, remove_head_motion
-from .study import read_table, resolve, stage, write_table
+from .study import _atomic, read_table, resolve, stage, write_table
 
 # %% ../nbs/01_flow_colormap.ipynb #cell-14
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right") # every 45°, clockwise in the image
@@ -178,19 +178,11 @@ def _file_name(clip: str) -> str:
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", clip)[:100].lstrip(".")
     return safe if safe == clip else f"{safe}-{zlib.crc32(clip.encode()):08x}"
 
-def _save(path: Path, content: bytes):
-    "Write a file so that it is never seen half-written."
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content)
-    os.replace(part, path)
-
 def _save_clip(done: ClipMap, picture: Path, arrays: Path, **extra):
     "Write the color map, then the arrays that mark the clip as done."
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    _save(picture, cv2.imencode(".png", done.color_map[..., ::-1])[1].tobytes())
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, flow=done.flow.astype(np.float16), landmarks=done.landmarks, transform=done.transform, box=np.array(done.box), **extra)
-    _save(arrays, buffer.getvalue())
+    _atomic(picture, lambda part: cv2.imwrite(str(part), done.color_map[..., ::-1]))
+    kept = dict(flow=done.flow.astype(np.float16), landmarks=done.landmarks, transform=done.transform, box=np.array(done.box), **extra)
+    _atomic(arrays, lambda part: np.savez_compressed(part, **kept))
 
 # %% ../nbs/01_flow_colormap.ipynb #cell-49
 def make_clip(clip: str, onset: str, apex: str, folder: str, settings: dict) -> dict:

@@ -237,7 +237,7 @@ def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -
     hook.remove()
     return {"speak": speak, **see_losses(run, kept[0], grids)}
 
-
+# %% ../nbs/03b_pretrain.ipynb #cell-train
 WEIGHTS = {"speak": 1., "what": 20., "where": 1.}
 
 

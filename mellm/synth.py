@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .facs import emotion3, format_aus
+from .study import _atomic
 
 # %% auto #0
 __all__ = ['MOTION', 'PEAK', 'RECIPES', 'mean_face', 'Identity', 'sample_identity', 'render', 'Bump', 'expression_flow',
@@ -401,15 +402,10 @@ def intensities(aus, rng):
 # %% ../nbs/00c_synth.ipynb #cell-47
 def _save_clip(folder, name, pair):
     "Write one clip: two PNGs and its truth, each through a temporary name; the truth last, as the sign that the clip is complete."
-    for part, img in (("onset", pair.onset), ("apex", pair.apex)):
-        target = folder / "frames" / f"{name}_{part}.png"
-        temp = target.with_name(f".{os.getpid()}_{target.name}")
-        cv2.imwrite(str(temp), img[..., ::-1])
-        os.replace(temp, target)
-    target = folder / "truth" / f"{name}.npz"
-    temp = target.with_name(f".{os.getpid()}_{target.name}")
-    np.savez_compressed(temp, flow=pair.flow.astype(np.float16), head=pair.head.astype(np.float16), landmarks=pair.landmarks.astype(np.float32))
-    os.replace(temp, target)
+    for frame, img in (("onset", pair.onset), ("apex", pair.apex)):
+        _atomic(folder / "frames" / f"{name}_{frame}.png", lambda part: cv2.imwrite(str(part), img[..., ::-1]))
+    truth = dict(flow=pair.flow.astype(np.float16), head=pair.head.astype(np.float16), landmarks=pair.landmarks.astype(np.float32))
+    _atomic(folder / "truth" / f"{name}.npz", lambda part: np.savez_compressed(part, **truth))
 
 
 def make_subject(folder: Path, subject: str, index: int | None, clips: int, seed: int, size: int = 256) -> list[dict]:
