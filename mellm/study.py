@@ -6,35 +6,36 @@
 __all__ = ['TEXT_COLUMNS', 'PACKAGES', 'home', 'StudyError', 'Study', 'write_json', 'write_jsonl', 'read_jsonl', 'write_table',
            'read_table', 'resolve', 'fingerprint', 'stage']
 
-# %% ../nbs/00e_study.ipynb #cell-03
+# %% ../nbs/00e_study.ipynb #d6f52309
 import ast, dataclasses, difflib, hashlib, inspect, json, math, os, re, subprocess, sys, time, tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-# %% ../nbs/00e_study.ipynb #cell-05
+# %% ../nbs/00e_study.ipynb #fe0cffca
 def home(start: str | os.PathLike | None = None # where to begin to look; the current folder by default
          ) -> Path: # an absolute folder
     "The root of the clone around `start`, or `start` itself outside of a clone."
     start = Path(start or Path.cwd()).resolve()
     return next((p for p in (start, *start.parents) if (p / "settings.ini").is_file()), start)
 
-# %% ../nbs/00e_study.ipynb #cell-08
+# %% ../nbs/00e_study.ipynb #a3b74ffd
 class StudyError(ValueError):
     "A study that cannot be run as configured; the message names the key, the value and what is allowed."
 
-# %% ../nbs/00e_study.ipynb #cell-10
+# %% ../nbs/00e_study.ipynb #3c7ba15b
 def _setting(default, about: str, choices: Sequence[str] | None = None, low: float | None = None, high: float | None = None, open_ends: bool = False):
     "A dataclass field with its documentation and its limits; `open_ends` excludes the limits themselves."
     return field(default=default, metadata={"about": about, "choices": choices, "low": low, "high": high, "open_ends": open_ends})
 
-# %% ../nbs/00e_study.ipynb #cell-12
+# %% ../nbs/00e_study.ipynb #df53c257
 @dataclass(frozen=True)
 class Study:
     "Everything a study depends on. Make one with `Study.load()`, which also reads a TOML file and the environment."
     name: str = _setting("default", "names the folder of results, `runs/<name>`")
-    corpus: str = _setting("synthetic", "which corpus is read", ("synthetic", "table", "casme2"))
+    corpus: str = _setting("synthetic", "which corpus is read", ("synthetic", "table", "casme", "casme2", "casme_sq", "casme3", "samm", "smic", "mmew", "4dme", "dfme"))
+    manner: str = _setting("balanced", "synthetic corpus: in whose manner it is made", ("balanced", "casme2", "samm", "smic", "casme3"))
     root: str | None = _setting(None, "folder of the licensed corpus; a relative one starts at the clone")
     annotation: str | None = _setting(None, "annotation file of the corpus, where it is not found in `root`")
     flow: str = _setting("tvl1", "optical flow estimator", ("tvl1", "dis", "farneback"))
@@ -72,7 +73,7 @@ class Study:
     def __post_init__(self): _validate(self)
     def _repr_markdown_(self) -> str: return _markdown(self)
 
-# %% ../nbs/00e_study.ipynb #cell-14
+# %% ../nbs/00e_study.ipynb #ad178e9a
 def _convert(key: str, value, source: str, text: bool = False):
     "`value` as the type of the setting `key`; `text` for values that come as text from the environment."
     kind = next(f.type for f in dataclasses.fields(Study) if f.name == key)
@@ -89,12 +90,15 @@ def _convert(key: str, value, source: str, text: bool = False):
 
 _NEEDS = {int: "a whole number", float: "a number", str: "text", str | None: "text"}
 
-# %% ../nbs/00e_study.ipynb #cell-17
+# %% ../nbs/00e_study.ipynb #41e0cb02
 def _check(key: str, value, source: str) -> None:
     "Raise `StudyError` when the value of a setting is out of its limits."
     if value is None: return
     rule = next(f.metadata for f in dataclasses.fields(Study) if f.name == key)
     low, high, ends = rule["low"], rule["high"], rule["open_ends"]
+    if (key, value) == ("corpus", "megc2019_flow"):
+        raise StudyError(f"{source}: corpus must be one with pictures, and 'megc2019_flow' holds optical flows only. Look at its motion with mellm.megc.read_megc; "
+                         f"for a study choose one of {', '.join(rule['choices'])}.")
     if rule["choices"] and value not in rule["choices"]:
         raise StudyError(f"{source}: {key} must be one of {', '.join(rule['choices'])}; it is {value!r}.")
     if low is not None:
@@ -105,7 +109,7 @@ def _check(key: str, value, source: str) -> None:
         raise StudyError(f"{source}: name must be letters, digits, '.', '_' or '-' only, because it names a folder; it is {value!r}.")
     if isinstance(value, str) and not value.strip(): raise StudyError(f"{source}: {key} must not be empty.")
 
-# %% ../nbs/00e_study.ipynb #cell-20
+# %% ../nbs/00e_study.ipynb #9afde8d9
 def _known(key: str, source: str, spelling: Callable[[str], str] = str) -> str:
     "`key` when it is a setting; else a `StudyError` that suggests the nearest one."
     keys = [f.name for f in dataclasses.fields(Study)]
@@ -124,7 +128,7 @@ def _from_toml(path: Path) -> dict:
         if values.get(key): values[key] = str(path.resolve().parent / Path(values[key]).expanduser())
     return values
 
-# %% ../nbs/00e_study.ipynb #cell-22
+# %% ../nbs/00e_study.ipynb #e6dd2641
 def _from_env(env: dict) -> dict:
     "The settings among the environment variables `MELLM_*`."
     values, spelling = {}, lambda key: f"MELLM_{key.upper()}"
@@ -136,7 +140,7 @@ def _from_env(env: dict) -> dict:
             raise StudyError(f"The environment: MELLM_STUDY and MELLM_NAME both name the study, but differ: {env['MELLM_STUDY']!r} and {env['MELLM_NAME']!r}.")
     return values
 
-# %% ../nbs/00e_study.ipynb #cell-25
+# %% ../nbs/00e_study.ipynb #dbb335f3
 def _layers(path: str | os.PathLike | None, env: dict | None, overrides: dict) -> dict:
     "The merged settings of TOML file < environment < overrides, each checked."
     env = dict(os.environ if env is None else env)
@@ -154,7 +158,7 @@ def _layers(path: str | os.PathLike | None, env: dict | None, overrides: dict) -
         if merged.get(key): merged[key] = str(home() / Path(merged[key]).expanduser())
     return merged
 
-# %% ../nbs/00e_study.ipynb #cell-27
+# %% ../nbs/00e_study.ipynb #359b5314
 def _validate(study: Study) -> None:
     "Bring every setting to its type and check its limits."
     for f in dataclasses.fields(study):
@@ -171,7 +175,7 @@ def _markdown(study: Study) -> str:
         rows.append(f"| {f.name} | {shown if value == f.default else f'**{shown}**'} | {f.metadata['about']} |")
     return "\n".join(rows)
 
-# %% ../nbs/00e_study.ipynb #cell-30
+# %% ../nbs/00e_study.ipynb #30301de0
 def _atomic(path: str | os.PathLike, # the file to make
             write: Callable[[Path], None] # writes its argument, a path beside `path`
             ) -> Path: # `path`
@@ -185,7 +189,7 @@ def _atomic(path: str | os.PathLike, # the file to make
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00e_study.ipynb #cell-32
+# %% ../nbs/00e_study.ipynb #85a91349
 def _plain(value):
     "`value` of builtin types only: what JSON can hold."
     if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
@@ -205,7 +209,7 @@ def write_jsonl(path: str | os.PathLike, rows) -> Path:
     text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     return _atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
-# %% ../nbs/00e_study.ipynb #cell-33
+# %% ../nbs/00e_study.ipynb #273d5ed1
 def read_jsonl(path: str | os.PathLike # a file with one JSON object a line; blank lines are skipped
                ) -> list[dict]:
     "Read JSON Lines. `ValueError` names file and line of what is not a JSON object."
@@ -218,9 +222,10 @@ def read_jsonl(path: str | os.PathLike # a file with one JSON object a line; bla
         rows.append(row)
     return rows
 
-# %% ../nbs/00e_study.ipynb #cell-37
-TEXT_COLUMNS = ("corpus", "subject", "clip", "aus", "emotion", "emotion3", "apex_source", "onset_path", "apex_path", "split", "color_map", "flow",
-                "text", "question", "answer", "region", "direction", "color", "strength", "error")
+# %% ../nbs/00e_study.ipynb #1122e97b
+TEXT_COLUMNS = ("corpus", "subject", "clip", "aus", "emotion", "emotion3", "emotion5", "emotion7", "apex_source", "frames", "onset_path", "apex_path", "flow_path", "split",
+                "color_map", "flow", "text", "question", "answer", "region", "direction", "color", "strength", "error",
+                "file", "filename", "problem", "done", "objective", "fold", "part", "manner")
 
 def write_table(path: str | os.PathLike, df) -> Path:
     "Write a DataFrame as CSV without its index, atomically."
@@ -235,12 +240,12 @@ def read_table(path: str | os.PathLike # a CSV file
     texts = [c for c in df.columns if c in TEXT_COLUMNS or not (pd.api.types.is_numeric_dtype(df[c]) or pd.api.types.is_bool_dtype(df[c]))]
     return df.assign(**{c: df[c].fillna("") for c in texts})
 
-# %% ../nbs/00e_study.ipynb #cell-40
+# %% ../nbs/00e_study.ipynb #694a6f5c
 def resolve(study: Study, path: str | os.PathLike) -> Path: # an absolute path
     "The place of a path from one of the study's tables: relative ones start at `study.folder`."
     return study.folder / Path(path)
 
-# %% ../nbs/00e_study.ipynb #cell-43
+# %% ../nbs/00e_study.ipynb #3e6c7bf3
 def _module_file(build: Callable, name: str) -> Path | None:
     "The file of the module that defines `build`; for one that is defined in a notebook, the module exported from it."
     if build.__module__ != "__main__":
@@ -269,7 +274,7 @@ def _sources(file: Path, seen: dict) -> dict:
     for name in _imports(text): _sources(file.parent / f"{name}.py", seen)
     return seen
 
-# %% ../nbs/00e_study.ipynb #cell-45
+# %% ../nbs/00e_study.ipynb #0a112ed5
 def _code_hash(build: Callable, name: str) -> str:
     "A hash of the code that `build` runs."
     file = _module_file(build, name)
@@ -285,7 +290,7 @@ def fingerprint(study: Study, name: str, build: Callable, needs: Sequence[Path] 
              "needs": {Path(need).name: _read_record(need)["fingerprint"] for need in needs}, "version": _version("mellm")}
     return hashlib.sha256(json.dumps(_plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/00e_study.ipynb #cell-47
+# %% ../nbs/00e_study.ipynb #ef70f5a2
 PACKAGES = ("mellm", "numpy", "pandas", "opencv-contrib-python-headless", "dlib-bin", "scikit-image", "scikit-learn", "torch", "transformers", "peft", "tokenizers")
 
 def _version(package: str) -> str | None:
@@ -307,7 +312,7 @@ def _read_record(folder: str | os.PathLike) -> dict:
     except FileNotFoundError: raise StudyError(f"{folder} is not a finished stage: it has no stage.json. Run the stage before it first.") from None
     except json.JSONDecodeError as error: raise StudyError(f"{file} is damaged ({error.msg}); remove the folder to make it anew.") from None
 
-# %% ../nbs/00e_study.ipynb #cell-49
+# %% ../nbs/00e_study.ipynb #f315e7eb
 def _set_aside(folder: Path, suffix: str = "") -> None:
     "Rename a folder of another fingerprint to `<stage>.<8 digits><suffix>`."
     if not folder.exists(): return
@@ -330,7 +335,7 @@ def _adopt(folder: Path, print_: str, suffix: str = "") -> bool:
         if found: return True
     return False
 
-# %% ../nbs/00e_study.ipynb #cell-50
+# %% ../nbs/00e_study.ipynb #480a8967
 def stage(study: Study, # the study; its folder holds the result
           name: str, # of the stage, for example "data"
           build: Callable[[Path], None], # fills the folder it is given; skips items that are already there

@@ -33,7 +33,8 @@ def away(tmp_path, monkeypatch):
     ("epochs", 0, "at least 1"), ("batch_size", 0, "at least 1"), ("learning_rate", -1, "at least 0"), ("learning_rate", float("nan"), "at least 0"),
     ("learning_rate", float("inf"), "at most 1"), ("test_share", 1.0, "below 1"), ("test_share", 0, "above 0"), ("seed", -1, "at least 0"),
     ("seed", 2**32, "at most"), ("workers", -2, "at least 0"), ("name", "../up", "letters"), ("name", "", "letters"), ("name", "a/b", "letters"),
-    ("name", ".", "letters"), ("model", " ", "must not be empty"), ("corpus", "casme9", "one of synthetic, table, casme2"), ("strategy", "magic", "one of lora-llm, lora-all"), ("model", "", "must not be empty"),
+    ("name", ".", "letters"), ("model", " ", "must not be empty"), ("corpus", "casme9", "one of synthetic, table, casme, casme2, casme_sq, casme3, samm, smic, mmew, 4dme, dfme"),
+    ("corpus", "megc2019_flow", "mellm.megc.read_megc"), ("manner", "fer2013", "one of balanced, casme2, samm, smic, casme3"), ("strategy", "magic", "one of lora-llm, lora-all"), ("model", "", "must not be empty"),
 ])
 def test_impossible_values_name_the_key_the_value_and_what_is_allowed(key, value, allowed):
     for make in (lambda: Study(**{key: value}), lambda: Study.load(env={}, **{key: value})):
