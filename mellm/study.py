@@ -6,30 +6,30 @@
 __all__ = ['TEXT_COLUMNS', 'PACKAGES', 'home', 'StudyError', 'Study', 'write_json', 'write_jsonl', 'read_jsonl', 'write_table',
            'read_table', 'resolve', 'fingerprint', 'stage']
 
-# %% ../nbs/00e_study.ipynb #d6f52309
+# %% ../nbs/00e_study.ipynb #0ee8b9c0
 import ast, dataclasses, difflib, hashlib, inspect, json, math, os, re, subprocess, sys, time, tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
-# %% ../nbs/00e_study.ipynb #fe0cffca
+# %% ../nbs/00e_study.ipynb #2b4b70bd
 def home(start: str | os.PathLike | None = None # where to begin to look; the current folder by default
          ) -> Path: # an absolute folder
     "The root of the clone around `start`, or `start` itself outside of a clone."
     start = Path(start or Path.cwd()).resolve()
     return next((p for p in (start, *start.parents) if (p / "settings.ini").is_file()), start)
 
-# %% ../nbs/00e_study.ipynb #a3b74ffd
+# %% ../nbs/00e_study.ipynb #f54ef7b1
 class StudyError(ValueError):
     "A study that cannot be run as configured; the message names the key, the value and what is allowed."
 
-# %% ../nbs/00e_study.ipynb #3c7ba15b
+# %% ../nbs/00e_study.ipynb #8b6c867a
 def _setting(default, about: str, choices: Sequence[str] | None = None, low: float | None = None, high: float | None = None, open_ends: bool = False):
     "A dataclass field with its documentation and its limits; `open_ends` excludes the limits themselves."
     return field(default=default, metadata={"about": about, "choices": choices, "low": low, "high": high, "open_ends": open_ends})
 
-# %% ../nbs/00e_study.ipynb #df53c257
+# %% ../nbs/00e_study.ipynb #d219d0a8
 @dataclass(frozen=True)
 class Study:
     "Everything a study depends on. Make one with `Study.load()`, which also reads a TOML file and the environment."
@@ -73,7 +73,7 @@ class Study:
     def __post_init__(self): _validate(self)
     def _repr_markdown_(self) -> str: return _markdown(self)
 
-# %% ../nbs/00e_study.ipynb #ad178e9a
+# %% ../nbs/00e_study.ipynb #28309011
 def _convert(key: str, value, source: str, text: bool = False):
     "`value` as the type of the setting `key`; `text` for values that come as text from the environment."
     kind = next(f.type for f in dataclasses.fields(Study) if f.name == key)
@@ -90,7 +90,7 @@ def _convert(key: str, value, source: str, text: bool = False):
 
 _NEEDS = {int: "a whole number", float: "a number", str: "text", str | None: "text"}
 
-# %% ../nbs/00e_study.ipynb #41e0cb02
+# %% ../nbs/00e_study.ipynb #4aeb7ee3
 def _check(key: str, value, source: str) -> None:
     "Raise `StudyError` when the value of a setting is out of its limits."
     if value is None: return
@@ -109,7 +109,7 @@ def _check(key: str, value, source: str) -> None:
         raise StudyError(f"{source}: name must be letters, digits, '.', '_' or '-' only, because it names a folder; it is {value!r}.")
     if isinstance(value, str) and not value.strip(): raise StudyError(f"{source}: {key} must not be empty.")
 
-# %% ../nbs/00e_study.ipynb #9afde8d9
+# %% ../nbs/00e_study.ipynb #da0c5c78
 def _known(key: str, source: str, spelling: Callable[[str], str] = str) -> str:
     "`key` when it is a setting; else a `StudyError` that suggests the nearest one."
     keys = [f.name for f in dataclasses.fields(Study)]
@@ -128,19 +128,19 @@ def _from_toml(path: Path) -> dict:
         if values.get(key): values[key] = str(path.resolve().parent / Path(values[key]).expanduser())
     return values
 
-# %% ../nbs/00e_study.ipynb #e6dd2641
+# %% ../nbs/00e_study.ipynb #0332f879
 def _from_env(env: dict) -> dict:
-    "The settings among the environment variables `MELLM_*`."
+    "The settings among the environment variables `MELLM_*`; two of them name files and are no settings."
     values, spelling = {}, lambda key: f"MELLM_{key.upper()}"
     for variable, text in sorted(env.items()):
-        if not variable.startswith("MELLM_") or variable == "MELLM_CONFIG" or not text: continue
+        if not variable.startswith("MELLM_") or variable in ("MELLM_CONFIG", "MELLM_MEGC") or not text: continue
         key = "name" if variable == "MELLM_STUDY" else _known(variable.removeprefix("MELLM_").lower(), "The environment", spelling)
         value = _convert(key, text, f"The environment ({variable})", text=True)
         if values.setdefault(key, value) != value:
             raise StudyError(f"The environment: MELLM_STUDY and MELLM_NAME both name the study, but differ: {env['MELLM_STUDY']!r} and {env['MELLM_NAME']!r}.")
     return values
 
-# %% ../nbs/00e_study.ipynb #dbb335f3
+# %% ../nbs/00e_study.ipynb #9a4c658c
 def _layers(path: str | os.PathLike | None, env: dict | None, overrides: dict) -> dict:
     "The merged settings of TOML file < environment < overrides, each checked."
     env = dict(os.environ if env is None else env)
@@ -158,7 +158,7 @@ def _layers(path: str | os.PathLike | None, env: dict | None, overrides: dict) -
         if merged.get(key): merged[key] = str(home() / Path(merged[key]).expanduser())
     return merged
 
-# %% ../nbs/00e_study.ipynb #359b5314
+# %% ../nbs/00e_study.ipynb #5fdafdea
 def _validate(study: Study) -> None:
     "Bring every setting to its type and check its limits."
     for f in dataclasses.fields(study):
@@ -175,7 +175,7 @@ def _markdown(study: Study) -> str:
         rows.append(f"| {f.name} | {shown if value == f.default else f'**{shown}**'} | {f.metadata['about']} |")
     return "\n".join(rows)
 
-# %% ../nbs/00e_study.ipynb #30301de0
+# %% ../nbs/00e_study.ipynb #cc1c5e0f
 def _atomic(path: str | os.PathLike, # the file to make
             write: Callable[[Path], None] # writes its argument, a path beside `path`
             ) -> Path: # `path`
@@ -189,7 +189,7 @@ def _atomic(path: str | os.PathLike, # the file to make
     finally: part.unlink(missing_ok=True)
     return path
 
-# %% ../nbs/00e_study.ipynb #85a91349
+# %% ../nbs/00e_study.ipynb #75384420
 def _plain(value):
     "`value` of builtin types only: what JSON can hold."
     if dataclasses.is_dataclass(value) and not isinstance(value, type): value = dataclasses.asdict(value)
@@ -209,7 +209,7 @@ def write_jsonl(path: str | os.PathLike, rows) -> Path:
     text = "".join(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
     return _atomic(path, lambda part: part.write_text(text, encoding="utf-8"))
 
-# %% ../nbs/00e_study.ipynb #273d5ed1
+# %% ../nbs/00e_study.ipynb #8f7fa244
 def read_jsonl(path: str | os.PathLike # a file with one JSON object a line; blank lines are skipped
                ) -> list[dict]:
     "Read JSON Lines. `ValueError` names file and line of what is not a JSON object."
@@ -222,7 +222,7 @@ def read_jsonl(path: str | os.PathLike # a file with one JSON object a line; bla
         rows.append(row)
     return rows
 
-# %% ../nbs/00e_study.ipynb #1122e97b
+# %% ../nbs/00e_study.ipynb #10db538f
 TEXT_COLUMNS = ("corpus", "subject", "clip", "aus", "emotion", "emotion3", "emotion5", "emotion7", "apex_source", "frames", "onset_path", "apex_path", "flow_path", "split",
                 "color_map", "flow", "text", "question", "answer", "region", "direction", "color", "strength", "error",
                 "file", "filename", "problem", "done", "objective", "fold", "part", "manner")
@@ -240,12 +240,12 @@ def read_table(path: str | os.PathLike # a CSV file
     texts = [c for c in df.columns if c in TEXT_COLUMNS or not (pd.api.types.is_numeric_dtype(df[c]) or pd.api.types.is_bool_dtype(df[c]))]
     return df.assign(**{c: df[c].fillna("") for c in texts})
 
-# %% ../nbs/00e_study.ipynb #694a6f5c
+# %% ../nbs/00e_study.ipynb #48c64572
 def resolve(study: Study, path: str | os.PathLike) -> Path: # an absolute path
     "The place of a path from one of the study's tables: relative ones start at `study.folder`."
     return study.folder / Path(path)
 
-# %% ../nbs/00e_study.ipynb #3e6c7bf3
+# %% ../nbs/00e_study.ipynb #2b81fe9e
 def _module_file(build: Callable, name: str) -> Path | None:
     "The file of the module that defines `build`; for one that is defined in a notebook, the module exported from it."
     if build.__module__ != "__main__":
@@ -274,7 +274,7 @@ def _sources(file: Path, seen: dict) -> dict:
     for name in _imports(text): _sources(file.parent / f"{name}.py", seen)
     return seen
 
-# %% ../nbs/00e_study.ipynb #0a112ed5
+# %% ../nbs/00e_study.ipynb #01e39ebd
 def _code_hash(build: Callable, name: str) -> str:
     "A hash of the code that `build` runs."
     file = _module_file(build, name)
@@ -290,7 +290,7 @@ def fingerprint(study: Study, name: str, build: Callable, needs: Sequence[Path] 
              "needs": {Path(need).name: _read_record(need)["fingerprint"] for need in needs}, "version": _version("mellm")}
     return hashlib.sha256(json.dumps(_plain(parts), sort_keys=True).encode()).hexdigest()[:16]
 
-# %% ../nbs/00e_study.ipynb #ef70f5a2
+# %% ../nbs/00e_study.ipynb #905cd271
 PACKAGES = ("mellm", "numpy", "pandas", "opencv-contrib-python-headless", "dlib-bin", "scikit-image", "scikit-learn", "torch", "transformers", "peft", "tokenizers")
 
 def _version(package: str) -> str | None:
@@ -312,7 +312,7 @@ def _read_record(folder: str | os.PathLike) -> dict:
     except FileNotFoundError: raise StudyError(f"{folder} is not a finished stage: it has no stage.json. Run the stage before it first.") from None
     except json.JSONDecodeError as error: raise StudyError(f"{file} is damaged ({error.msg}); remove the folder to make it anew.") from None
 
-# %% ../nbs/00e_study.ipynb #f315e7eb
+# %% ../nbs/00e_study.ipynb #dee94dba
 def _set_aside(folder: Path, suffix: str = "") -> None:
     "Rename a folder of another fingerprint to `<stage>.<8 digits><suffix>`."
     if not folder.exists(): return
@@ -335,7 +335,7 @@ def _adopt(folder: Path, print_: str, suffix: str = "") -> bool:
         if found: return True
     return False
 
-# %% ../nbs/00e_study.ipynb #480a8967
+# %% ../nbs/00e_study.ipynb #bf2ea1e8
 def stage(study: Study, # the study; its folder holds the result
           name: str, # of the stage, for example "data"
           build: Callable[[Path], None], # fills the folder it is given; skips items that are already there

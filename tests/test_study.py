@@ -71,7 +71,7 @@ def test_environment_mistakes(values, said):
 
 
 def test_environment_values(away):
-    study = Study.load(env={"MELLM_STUDY": "big", "MELLM_CORPUS": "casme2", "MELLM_ROOT": "/data/CASME2", "MELLM_LEARNING_RATE": "2e-4",
+    study = Study.load(env={"MELLM_STUDY": "big", "MELLM_CORPUS": "casme2", "MELLM_MEGC": "flows", "MELLM_ROOT": "/data/CASME2", "MELLM_LEARNING_RATE": "2e-4",
                             "MELLM_MODEL": "Qwen/Qwen2.5-VL-7B-Instruct", "MELLM_SEED": "", "HOME": "/nowhere"})
     assert (study.name, study.corpus, study.root, study.learning_rate, study.seed) == ("big", "casme2", "/data/CASME2", 2e-4, 0)
 
