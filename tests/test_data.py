@@ -60,14 +60,14 @@ def clips(tmp_path):
 
 def test_a_good_table_has_an_empty_report(clips, tmp_path):
     report = data.validate_clips(clips, tmp_path)
-    assert report.empty and list(report.columns) == ["row", "clip", "problem", "done"]
+    assert report.empty and list(report.columns) == ["file", "row", "clip", "problem", "done"]
     assert len(data.usable(clips, report)) == 6
 
 
 @pytest.mark.parametrize("column, value, said, done", [
     ("apex", 9, "apex 9 is not after onset 10", "left out"), ("apex", 10, "not after onset", "left out"), ("apex", 31, "apex 31 is after offset 30", "kept"), ("offset", 5, "after offset 5", "kept"),
-    ("apex_path", "no.png", "no file 'no.png'", "left out"), ("onset_path", "", "no file ''", "left out"), ("onset_path", None, "no file ''", "left out"), ("apex_path", "2_onset.png", "same file", "left out"),
-    ("emotion", "hapiness", "unknown emotion 'hapiness'", "kept"), ("emotion", "", "no emotion", "kept"), ("emotion", None, "no emotion", "kept"),
+    ("apex_path", "no.png", "no file 'no.png'", "left out"), ("onset_path", "", "no picture of the onset", "left out"), ("onset_path", None, "no picture of the onset", "left out"), ("apex_path", "2_onset.png", "same file", "left out"),
+    ("apex_path", "", "no picture of the apex", "left out"),
     ("subject", " ", "subject is empty", "left out"), ("clip", "c0", "'c0' is there already", "left out")])
 def test_the_report_finds_it(clips, tmp_path, column, value, said, done):
     clips.loc[2, column] = value
@@ -75,6 +75,29 @@ def test_the_report_finds_it(clips, tmp_path, column, value, said, done):
     assert list(report.row) == [4] and said in report.problem[0] and report.done[0].startswith(done)
     kept = data.usable(clips, report)
     assert len(kept) == (5 if done == "left out" else 6) and (column == "clip") == (done == "left out" and "c2" not in set(clips["clip"]))
+
+
+@pytest.mark.parametrize("emotion, said", [("hapiness", "unknown emotion 'hapiness'"), ("", "no emotion"), (None, "no emotion")])
+def test_labels_are_looked_at_where_no_class_is_known(clips, tmp_path, emotion, said):
+    clips.loc[2, ["emotion", "emotion3"]] = emotion, ""
+    report = data.validate_clips(clips, tmp_path, "codes.xlsx")
+    assert list(report.row) == [4] and said in report.problem[0] and report.done[0].startswith("kept") and report.file[0] == "codes.xlsx"
+    assert data.validate_clips(clips.assign(emotion3="negative"), tmp_path).empty, "SMIC has classes and no emotions"
+
+
+def test_a_missing_apex_is_named_as_such(clips, tmp_path):
+    clips.loc[2, ["apex_path", "apex_source"]] = "", "missing"
+    report = data.validate_clips(clips, tmp_path)
+    assert list(report.problem) == ["the apex is not annotated, and there are no frames to estimate it from"] and len(data.usable(clips, report)) == 5
+
+
+def test_reports_are_joined_without_saying_things_twice(clips, tmp_path):
+    clips.loc[1, "offset"] = 3
+    clips.loc[2, "apex_path"] = "no.png"
+    own = data.validate_clips(clips, tmp_path)
+    reader = pd.DataFrame([dict(file="a.xlsx", row=3, clip="c1", problem="offset 3 is before the apex", done="kept")], columns=data.REPORT)
+    assert list(data.join_reports(reader, own).problem.str[:6]) == ["offset", "apex_p"]
+    assert list(data.join_reports(reader.iloc[:0], own)["clip"]) == ["c1", "c2"] and data.join_reports(reader.iloc[:0], own.iloc[:0]).empty
 
 
 def test_unknown_frame_numbers_are_fine(clips, tmp_path):
