@@ -102,7 +102,7 @@ def test_composite_tests_every_clip_with_a_class_once(clips, seed):
 def test_cross_keeps_corpora_apart(clips):
     there = sorted(set(clips.corpus))
     if len(there) < 2:
-        with pytest.raises(ValueError, match="at least two corpus"): cross(clips)
+        with pytest.raises(ValueError, match="at least two corpora"): cross(clips)
         return
     if ambiguous(clips):
         return
