@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import colormap, facs, faces, flow, instructions, nano, synth
+from . import anatomy, colormap, facs, faces, flow, instructions, motion, nano, portrait
 
 # %% auto #0
 __all__ = ['SEEDS', 'WEIGHTS', 'random_push', 'random_motion', 'measured_flow', 'make_sample', 'make_shard', 'make_shards',
@@ -33,7 +33,7 @@ def random_push(lm, shape, rng):
         for key in ([f"left_{base}", f"right_{base}"] if both else [name]):
             c, s = places[key].mean(0), rng.uniform(.12, .22, 2) * iod
             push = np.array([np.cos(angle) * (-1 if both and key.startswith("right") else 1), np.sin(angle)])
-            out += np.exp(-.5 * (((xx - c[0]) / s[0]) ** 2 + ((yy - c[1]) / s[1]) ** 2))[..., None] * (strength * synth.PEAK * iod * push).astype(np.float32)
+            out += np.exp(-.5 * (((xx - c[0]) / s[0]) ** 2 + ((yy - c[1]) / s[1]) ** 2))[..., None] * (strength * motion.PEAK * iod * push).astype(np.float32)
     return out
 
 
@@ -42,19 +42,19 @@ def random_motion(lm, shape, rng):
     kind = rng.random()
     if kind < .05: return np.zeros((*shape, 2), np.float32)
     if kind < .5: return random_push(lm, shape, rng)
-    aus = rng.choice(list(synth.MOTION), rng.integers(1, 4), replace=False)
-    return synth.expression_flow(lm, {int(a): rng.uniform(.35, 1) for a in aus}, shape, {int(a): tuple(rng.uniform(.85, 1.15, 2)) for a in aus})
+    aus = rng.choice([a for a, act in motion.ACTIONS.items() if act.bumps], rng.integers(1, 4), replace=False)
+    return motion.expression_flow(lm, {int(a): rng.uniform(.35, 1) for a in aus}, shape, {int(a): tuple(rng.uniform(.85, 1.15, 2)) for a in aus})
 
 # %% ../nbs/03b_pretrain.ipynb #cell-08
-def measured_flow(image, lm, motion, rng):
+def measured_flow(image, lm, moved, rng):
     "A noisy onset and the flow that an estimator might measure: ((H, W, 3) uint8, (H, W, 2) px)."
     iod, shape = faces.inter_ocular(lm), image.shape[:2]
-    head = synth.head_flow(lm, shape, rng.normal(0, .009, 2) * iod, rng.normal(0, .12), 1 + rng.normal(0, .001))
-    total, noise = synth.compose(motion, head), rng.uniform(.4, 1.8)
+    head = motion.head_flow(lm, shape, rng.normal(0, .009, 2) * iod, rng.normal(0, .12), 1 + rng.normal(0, .001))
+    total, noise = motion.compose(moved, head), rng.uniform(.4, 1.8)
     shot = lambda x: np.clip(x + rng.normal(0, noise, x.shape), 0, 255).round().astype(np.uint8)
     onset = shot(image.astype(np.float32))
-    if rng.random() < .5: return onset, flow.estimate_flow(onset, shot(synth.warp(image.astype(np.float32), total)), "dis")
-    rough = sum(synth._noise(rng, shape[0], s, 2) * rng.uniform(0, .07) for s in (7, 18, 45))
+    if rng.random() < .5: return onset, flow.estimate_flow(onset, shot(motion.warp(image.astype(np.float32), total)), "dis")
+    rough = sum(portrait._noise(rng, shape[0], s, 2) * rng.uniform(0, .07) for s in (7, 18, 45))
     return onset, (total + rough).astype(np.float32)
 
 
@@ -76,8 +76,9 @@ def make_shard(folder: Path, index: int, n: int) -> Path:
     if path.exists(): return path
     for k in range(n):
         if k % 16 == 0:
-            img, lm0 = synth.render(synth.sample_identity(SEEDS + index * 1000 + k // 16))
-            img, M = faces.crop_face(img, lm0 + rng.normal(0, .4, lm0.shape), 224)
+            face = portrait.draw(portrait.sample_identity(SEEDS + index * 1000 + k // 16))
+            lm0 = face.landmarks
+            img, M = faces.crop_face(face.image, lm0 + rng.normal(0, .4, lm0.shape), 224)
             lm = faces.transform_points(lm0, M)
         m, r, g = make_sample(img, lm, rng)
         maps.append(m), grids.append(g), regions.append(r[["magnitude", "percent", "concentration"]].to_numpy(np.float32))
@@ -109,7 +110,7 @@ def load_shards(paths):
 @lru_cache
 def where_map(cells: int = 8, size: int = 224) -> np.ndarray:
     "How much of each facial region lies in each cell of the token grid, 1 at its fullest cell: (cells·cells, 15)."
-    lm = synth.mean_face() * 70 + 150
+    lm = anatomy.mean_face() * 70 + 150
     masks = faces.region_masks(faces.transform_points(lm, faces.crop_transform(lm, size)), (size, size))
     share = np.stack([cv2.resize(m.astype(np.float32), (cells, cells), interpolation=cv2.INTER_AREA).ravel() for m in masks.values()], -1)
     return share / share.max(0)
@@ -221,9 +222,9 @@ def see_losses(run: Run, tokens, grids) -> dict:
     "What (mean squared error of the cells' relative motion) and where (cross-entropy of the regions in each cell), from the picture tokens (B·64, hidden)."
     import torch
     guess = run.head(tokens)
-    motion = torch.from_numpy(grids).reshape(-1, 2).to(run.device)
+    moved = torch.from_numpy(grids).reshape(-1, 2).to(run.device)
     places = torch.from_numpy(where_map()).to(run.device).repeat(len(grids), 1)
-    return {"what": ((guess[:, :2] - motion) ** 2).mean(), "where": torch.nn.functional.binary_cross_entropy_with_logits(guess[:, 2:], places)}
+    return {"what": ((guess[:, :2] - moved) ** 2).mean(), "where": torch.nn.functional.binary_cross_entropy_with_logits(guess[:, 2:], places)}
 
 
 def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -> dict:
@@ -272,11 +273,12 @@ def perception(model, processor, subjects: int = 10, pictures: int = 3, seed: in
     from PIL import Image
     rng, rows = np.random.default_rng(seed), []
     for s in range(subjects):
-        img, lm = synth.render(synth.sample_identity(2 * SEEDS + seed * 1000 + s))
+        face = portrait.draw(portrait.sample_identity(2 * SEEDS + seed * 1000 + s))
+        img, lm = face.image, face.landmarks
         for _ in range(pictures):
-            motion = random_motion(lm, img.shape[:2], rng)
+            moved = random_motion(lm, img.shape[:2], rng)
             shot = lambda x: np.clip(x + rng.normal(0, 1.5, x.shape), 0, 255).round().astype(np.uint8)
-            clip = colormap.clip_map(shot(img.astype(float)), shot(synth.warp(img.astype(np.float32), motion)), lm=lm)
+            clip = colormap.clip_map(shot(img.astype(float)), shot(motion.warp(img.astype(np.float32), moved)), lm=lm)
             seen = instructions.moves(clip.regions)
             asked = rng.choice(facs.REGIONS, 5, replace=False)
             texts = [processor.apply_chat_template(instructions.conversation([(f"How does the {facs.region_name(r)} move?", None)]), tokenize=False, add_generation_prompt=True) for r in asked]

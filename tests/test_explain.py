@@ -8,15 +8,14 @@ import cv2
 import numpy as np
 import pytest
 
-from mellm import faces, synth
+from mellm import capture, faces, portrait
 
 GOLDEN = Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="module")
 def pair():
-    img, lm = synth.render(synth.sample_identity(5))
-    return synth.make_pair(img, lm, {12: 1.}, np.random.default_rng(0))
+    return capture.make_pair(portrait.draw(portrait.sample_identity(5)), {12: 1.}, np.random.default_rng(0))
 
 
 @pytest.fixture
