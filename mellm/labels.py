@@ -6,12 +6,12 @@
 __all__ = ['EMOTIONS', 'EMOTIONS3', 'MAPS3', 'MAPS5', 'MAPS7', 'OBJECTIVE', 'COMBINATIONS', 'emotion_name', 'ClassMap',
            'emotion3', 'emotion5', 'emotion7', 'objective_class', 'Combination']
 
-# %% ../nbs/00ab_labels.ipynb #7d3624e1
+# %% ../nbs/00ab_labels.ipynb #4b27e80b
 from dataclasses import dataclass
 
 from .aucode import format_aus, parse_aus
 
-# %% ../nbs/00ab_labels.ipynb #98717c3d
+# %% ../nbs/00ab_labels.ipynb #baf9c8d3
 EMOTIONS = ("happiness", "surprise", "anger", "contempt", "disgust", "fear", "sadness", "repression", "tense", "helplessness", "confusion", "pain", "sympathy", "others", "positive", "negative")
 _SPELLINGS = {"happy": "happiness", "joy": "happiness", "surprised": "surprise", "angry": "anger", "disgusted": "disgust", "sad": "sadness", "fearful": "fear", "repressed": "repression",
               "tension": "tense", "helpless": "helplessness", "confused": "confusion", "other": "others"}
@@ -22,7 +22,7 @@ def emotion_name(text) -> str | None:
     word = _SPELLINGS.get(word, word)
     return word if word in EMOTIONS else None
 
-# %% ../nbs/00ab_labels.ipynb #8b70e907
+# %% ../nbs/00ab_labels.ipynb #8ddf81c5
 @dataclass(frozen=True)
 class ClassMap:
     "Which emotions make which class, and where that was published."
@@ -38,7 +38,7 @@ def _same(text: str) -> dict: # "anger fear" -> {"anger": ("anger",), "fear": ("
     "Classes that are emotions."
     return {word: (word,) for word in text.split()}
 
-# %% ../nbs/00ab_labels.ipynb #f9aa9914
+# %% ../nbs/00ab_labels.ipynb #f80c79e2
 EMOTIONS3 = ("negative", "positive", "surprise")
 _BAD = ("anger", "contempt", "disgust", "fear", "sadness", "repression", "negative")
 _THREE = {"positive": ("happiness", "positive"), "negative": _BAD, "surprise": ("surprise",)}
@@ -52,7 +52,7 @@ def emotion3(label, corpus: str | None = None # a name of `read_corpus`; the gen
     "The class of three of an emotion label in any spelling; `None` where it has none."
     return MAPS3.get(corpus or "", MAPS3[""])(label)
 
-# %% ../nbs/00ab_labels.ipynb #d315902e
+# %% ../nbs/00ab_labels.ipynb #584baaf0
 _FOUR = {**_THREE, "negative": tuple(e for e in _BAD if e != "contempt"), "others": ("others", "contempt", "tense", "helplessness", "confusion", "pain", "sympathy")}
 _FIVE = {**_THREE, "negative": tuple(e for e in _BAD if e != "repression"), "repression": ("repression",), "others": ("others", "tense", "helplessness", "confusion", "pain", "sympathy")}
 MAPS5 = {"": ClassMap(_FIVE, "the classes of 4DME, for any label"), "casme2": ClassMap(_same("happiness surprise disgust repression others"), "Yan et al. 2014 (CASME II)"),
@@ -68,7 +68,7 @@ def emotion5(label, corpus: str | None = None # a name of `read_corpus`; the gen
     "The class of an emotion label among the corpus' five (in some corpora four); `None` where its map drops the label."
     return MAPS5.get(corpus or "", MAPS5[""])(label)
 
-# %% ../nbs/00ab_labels.ipynb #7e6a1a32
+# %% ../nbs/00ab_labels.ipynb #7a609253
 _BASIC = "happiness surprise anger disgust fear sadness"
 MAPS7 = {"": ClassMap(_same(_BASIC + " contempt"), "six basic emotions and contempt (Ekman), for any label"),
          "casme2": ClassMap(_same("happiness surprise disgust repression fear sadness others"), "labels of the corpus: Yan et al. 2014 (CASME II)"),
@@ -82,7 +82,7 @@ def emotion7(label, corpus: str | None = None # a name of `read_corpus`; the gen
     "The class of an emotion label among the corpus' seven; `None` where its map drops the label."
     return MAPS7.get(corpus or "", MAPS7[""])(label)
 
-# %% ../nbs/00ab_labels.ipynb #d4c812e2
+# %% ../nbs/00ab_labels.ipynb #989f59ff
 _RULES = {"I": "6, 12, 6+12, 6+7+12, 7+12", "II": "1+2, 5, 25, 1+2+25, 25+26, 5+24", "III": "23, 4, 4+7, 4+5, 4+5+7, 17+24, 4+6+7, 4+38",
           "IV": "10, 9, 4+9, 4+40, 4+5+40, 4+7+9, 4+9+17, 4+7+10, 4+5+7+9, 7+10", "V": "1, 15, 1+4, 6+15, 15+17", "VI": "1+2+4, 20"}
 OBJECTIVE = {name: tuple(parse_aus(aus).numbers for aus in text.split(",")) for name, text in _RULES.items()}  # class -> combinations of action units
@@ -94,7 +94,7 @@ def objective_class(aus # what `parse_aus` takes: text, numbers, `AUs`
     parsed = parse_aus(aus)
     return _CLASS_OF.get(frozenset(parsed.numbers), "VII") if parsed.items else None
 
-# %% ../nbs/00ab_labels.ipynb #ef5065cf
+# %% ../nbs/00ab_labels.ipynb #06f0aa77
 @dataclass(frozen=True)
 class Combination:
     "Action units that are read as an emotion, and who says so. Unpacks to (aus, emotion, emotion3)."
