@@ -221,6 +221,10 @@ def test_a_frame_can_be_drawn_alone():
     assert n == row.apex and (frames[n] == alone).all() and alone.shape == (192, 192, 3)
     with pytest.raises(ValueError, match="not in the clip"): list(synth.clip_frames(row, [row.offset + 1]))
 
+    slow = [n for n, _ in synth.clip_frames(row, fps=25)]
+    assert slow[0] == row.onset and set(np.diff(slow)) == {4} and slow[-1] <= row.offset
+    with pytest.raises(ValueError, match="cannot take"): list(synth.clip_frames(row, fps=500))
+
 
 def test_a_pair_is_made_of_the_clips_frames():
     row = next(synth.plan("samm", 4, 1, 2).itertuples())
