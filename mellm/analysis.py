@@ -15,7 +15,8 @@ import pandas as pd
 from . import colormap
 from . import eval as evaluation
 from .eval import METHODS, PATHS, corpus_name, method_name, read_metrics
-from .facs import ACTION_UNITS, EMOTIONS3, au_name, format_aus
+from .facs import ACTION_UNITS, au_name, format_aus
+from .labels import EMOTIONS3
 from .faces import read_image
 from .metrics import au_scores, uf1
 from .plots import PALETTE, luminance, style

@@ -42,7 +42,7 @@ def _most_frequent(values):
 
 def _units(clips: pd.DataFrame) -> pd.Series:
     "The AU tuples of the clips that have any."
-    units = clips.aus.map(parse_aus)
+    units = clips.aus.map(lambda aus: parse_aus(aus).numbers)
     return units[units.map(len).astype(bool)]
 
 

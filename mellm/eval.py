@@ -34,7 +34,7 @@ def to_rows(clips: pd.DataFrame,   # clips with corpus, subject, aus, emotion3 a
     if not len(clips) == len(answers) == len(texts if texts is not None else clips):
         raise ValueError(f"{method} gave {len(answers)} answers for {len(clips)} clips; every clip needs one")
     units = [None if u is None else sorted(int(a) for a in u) for u in answers.aus_pred]
-    return [dict(clip=c.clip, corpus=c.corpus, subject=c.subject, method=method, aus=list(parse_aus(c.aus)), emotion=c.emotion3 or None, aus_pred=u, emotion_pred=e or None,
+    return [dict(clip=c.clip, corpus=c.corpus, subject=c.subject, method=method, aus=list(parse_aus(c.aus).numbers), emotion=c.emotion3 or None, aus_pred=u, emotion_pred=e or None,
                  text=t, question=question, **{p: getattr(c, p) for p in PATHS})
             for c, u, e, t in zip(clips.itertuples(), units, answers.emotion_pred, texts if texts is not None else [None] * len(clips))]
 

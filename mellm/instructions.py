@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from . import colormap, facs
+from .labels import EMOTIONS3
 from .study import Study, read_table, stage, write_jsonl, write_table
 
 # %% auto #0
@@ -179,7 +180,7 @@ def records(clip,                   # a row of the clips table with `color_map`
             seed: int = 0) -> list[dict]:
     "The instruction records of one clip: a description and a round of short questions."
     rng = np.random.default_rng([seed, *clip.clip.encode()])
-    seen, aus, emotion = moves(regions), facs.parse_aus(clip.aus), clip.emotion3 or None
+    seen, aus, emotion = moves(regions), facs.parse_aus(clip.aus).numbers, clip.emotion3 or None
     full = [("describe", rng.choice(DESCRIBE), describe(seen, aus, emotion))]
     short = motion_turns(seen, rng) + au_turns(aus, rng) + emotion_turns(emotion, rng)
     return [{"id": f"{clip.clip}/{name}", "clip": clip.clip, "subject": clip.subject, "split": clip.split, "tasks": [t for t, _, _ in turns],
@@ -227,7 +228,7 @@ def parse_answer(text: str  # whatever a model wrote
     units = {int(n) for m in _AU.finditer(part) for n in re.findall(r"\d+", m.group(1))} | _named_units(part)
     units = {n for n in units if n in facs.ACTION_UNITS}
     silent = re.search(r"\bno (?:active )?action units?\b", part)
-    emotions = {e for e in facs.EMOTIONS3 if re.search(rf"\b{e}\b", part)}
+    emotions = {e for e in EMOTIONS3 if re.search(rf"\b{e}\b", part)}
     return Answer(tuple(sorted(units)) if units or silent else None, emotions.pop() if len(emotions) == 1 else None)
 
 # %% ../nbs/02_instructions.ipynb #cell-38

@@ -12,6 +12,7 @@ from pathlib import Path
 import warnings
 
 from . import facs
+from .labels import EMOTIONS3
 from .instructions import DESCRIBE, QUESTIONS, SYSTEM
 
 # %% auto #0
@@ -37,7 +38,7 @@ def vocabulary_text() -> list[str]:
     lines += [q.format(r=r, d=d, n=a.number, name=a.name) for qs in QUESTIONS.values() for q in qs for r, d, a in zip(regions, ways, facs.ACTION_UNITS.values())]
     lines += [f"Look: Both {r}s move {w}, {s}. The {r} moves {w}, {s}. {w.capitalize()}, {s}." for r in regions for w in ways for _, s in STRENGTH_WORDS]
     lines += [f"Reason: this fits AU{a.number} ({a.name}) and AU{a.number + 1}, seen in a {e} expression.\nConclude: AU{a.number}+{a.number + 1}; {e}. {e.capitalize()}."
-              for a in facs.ACTION_UNITS.values() for e in facs.EMOTIONS3]
+              for a in facs.ACTION_UNITS.values() for e in EMOTIONS3]
     lines += [c.capitalize() + "." for c in COLORS] + ["Reason: no action units are annotated.", "no action units annotated", "no emotion annotated"]
     lines += [f"What is AU{a.number} called? {a.name.capitalize()}. Which action unit is the {a.name}? Repeat: AU{a.number}" for a in facs.ACTION_UNITS.values()]
     return lines

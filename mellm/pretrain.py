@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from . import anatomy, colormap, facs, faces, flow, instructions, motion, nano, portrait
+from .labels import EMOTIONS3
 
 # %% auto #0
 __all__ = ['SEEDS', 'WEIGHTS', 'random_push', 'random_motion', 'measured_flow', 'make_sample', 'make_shard', 'make_shards',
@@ -136,7 +137,7 @@ def drill(rng) -> tuple[str, str]:
     if kind == 0: return f"What is AU{au.number} called?", f"{au.name.capitalize()}."
     if kind == 1: return f"Which action unit is the {au.name}?", f"AU{au.number}."
     units = tuple(sorted(int(a) for a in rng.choice(list(facs.ACTION_UNITS), rng.integers(1, 4), replace=False)))
-    emotion = str(rng.choice(facs.EMOTIONS3))
+    emotion = str(rng.choice(EMOTIONS3))
     phrase = str(rng.choice([f"Conclude: {instructions.conclusion(units, emotion)}.", f"AU{facs.format_aus(units)}.", f"{emotion.capitalize()}.", "Yes.", "No.",
                              f"Reason: this fits {instructions._and([f'AU{a} ({facs.au_name(a)})' for a in units])}, seen in a {emotion} expression."]))
     return f"Repeat: {phrase}", phrase
