@@ -6,21 +6,21 @@
 __all__ = ['BIG', 'DOUBT', 'ImageError', 'FaceNotFound', 'read_image', 'detect_faces', 'landmarks', 'eye_centers', 'inter_ocular',
            'regions', 'region_masks', 'draw_regions', 'crop_transform', 'transform_points', 'crop_face', 'face_box']
 
-# %% ../nbs/00b_faces.ipynb #919b7777
+# %% ../nbs/00b_faces.ipynb #8dbdf706
 import importlib.metadata, os, warnings
 from functools import lru_cache
 from pathlib import Path
 import cv2, numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-# %% ../nbs/00b_faces.ipynb #6f477bed
+# %% ../nbs/00b_faces.ipynb #02b308e8
 class ImageError(ValueError):
     "A picture that cannot be used; the message says which, why, and what to do."
 
 class FaceNotFound(ImageError):
     "A readable picture in which dlib finds no frontal face."
 
-# %% ../nbs/00b_faces.ipynb #0314b32a
+# %% ../nbs/00b_faces.ipynb #254c1e9e
 def _check_file(path: Path):
     "Raise `ImageError` unless `path` is a readable, non-empty file."
     if path.is_dir(): raise ImageError(f"{path} is a folder. Give the path of one image file, for example a PNG or JPEG inside it.")
@@ -29,7 +29,7 @@ def _check_file(path: Path):
     if not os.access(path, os.R_OK): raise ImageError(f"{path} may not be read. Check the permissions of the file.")
     if path.stat().st_size == 0: raise ImageError(f"{path} is empty (0 bytes). Copy or export the picture again.")
 
-# %% ../nbs/00b_faces.ipynb #51c06d70
+# %% ../nbs/00b_faces.ipynb #482f9afb
 def _decode(path: Path # an existing file
            ) -> Image.Image: # decoded completely, turned upright
     "Open an image with Pillow, refusing damaged and truncated data."
@@ -48,7 +48,7 @@ def _decode(path: Path # an existing file
         raise ImageError(f"{path} is cut off or damaged ({e}). Copy or export the picture again.") from None
     finally: ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
-# %% ../nbs/00b_faces.ipynb #e3d977f2
+# %% ../nbs/00b_faces.ipynb #23032c67
 def _to_rgb(im: Image.Image, path="the picture") -> np.ndarray:
     "Convert any Pillow image to RGB uint8 (H, W, 3); 16-bit grey is scaled, alpha is laid over white."
     if im.mode.startswith("I"):
@@ -61,7 +61,7 @@ def _to_rgb(im: Image.Image, path="the picture") -> np.ndarray:
         im = Image.alpha_composite(Image.new("RGBA", im.size, "white"), im)
     return np.array(im.convert("RGB"))
 
-# %% ../nbs/00b_faces.ipynb #94f9f55b
+# %% ../nbs/00b_faces.ipynb #64d97abc
 def read_image(path: str|os.PathLike # a picture: grey, 16-bit, palette, RGB or RGBA
               ) -> np.ndarray: # RGB uint8 (H, W, 3)
     "Read a picture as RGB; raises `ImageError` with a sentence for anything that is not a whole, readable picture."
@@ -70,7 +70,7 @@ def read_image(path: str|os.PathLike # a picture: grey, 16-bit, palette, RGB or 
     except OSError as e: raise ImageError(f"{path} cannot be read ({e.strerror or e}). Check the path.") from None
     return _to_rgb(_decode(path), path)
 
-# %% ../nbs/00b_faces.ipynb #f39f0221
+# %% ../nbs/00b_faces.ipynb #23bb9169
 @lru_cache(maxsize=1)
 def _models():
     "dlib's frontal face detector and 68-point predictor, loaded once per process."
@@ -83,7 +83,7 @@ def _models():
         raise RuntimeError(f"The landmark weights {name} are missing. Install them with `pip install face_recognition_models`.")
     return dlib.get_frontal_face_detector(), dlib.shape_predictor(str(path))
 
-# %% ../nbs/00b_faces.ipynb #956455ca
+# %% ../nbs/00b_faces.ipynb #b328e65d
 BIG = 1000 # px: pictures with a longer side are searched without upsampling first
 DOUBT = .25 # detections with less than this share of the best one's score are taken for mistakes
 
@@ -104,7 +104,7 @@ def detect_faces(image: np.ndarray # uint8, RGB (H, W, 3) or grey (H, W)
         if len(found): return sorted((r for r, s in zip(found, scores) if s >= DOUBT*max(scores)), key=lambda r: -r.area())
     return []
 
-# %% ../nbs/00b_faces.ipynb #f6cec4b5
+# %% ../nbs/00b_faces.ipynb #1d4e7f7f
 def landmarks(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
               name: str="the picture" # how messages call it, for example its path
              ) -> np.ndarray: # (68, 2) float64, pixels, x right, y down
@@ -119,7 +119,7 @@ def landmarks(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     shape = _models()[1](np.ascontiguousarray(image), found[0])
     return np.array([(p.x, p.y) for p in shape.parts()], float)
 
-# %% ../nbs/00b_faces.ipynb #5404e9ed
+# %% ../nbs/00b_faces.ipynb #f894b1db
 def eye_centers(lm: np.ndarray # (68, 2) landmarks
                ) -> tuple: # (2,) the subject's right eye, (2,) the left eye
     "Centres of the six points around each eye."
@@ -139,7 +139,7 @@ def _check_landmarks(lm) -> np.ndarray:
     if not np.isfinite(lm).all(): raise ValueError("Landmarks must be finite numbers; some are NaN or infinite.")
     return lm
 
-# %% ../nbs/00b_faces.ipynb #3e4caa51
+# %% ../nbs/00b_faces.ipynb #d513db75
 _PLACES = { # region: (right-side points, left-side points, outward, down, radius across, radius along the face)
     "inner_brow":    ((20, 21), (22, 23), 0, -.02, .15, .15),
     "outer_brow":    ((17, 18, 19), (24, 25, 26), 0, -.02, .18, .14),
@@ -152,18 +152,18 @@ _MIDDLE = { # region: (points, down, radius across, radius along the face)
     "lower_lip": ((56, 57, 58, 65, 66, 67), .01, .26, .11),
     "chin":      ((57, 8), .05, .24, .15)}
 
-# %% ../nbs/00b_faces.ipynb #909f13e2
+# %% ../nbs/00b_faces.ipynb #4d6acb7a
 _EXTRA_PLACES = { # as _PLACES
     "upper_eyelid": ((37, 38), (43, 44), 0, -.05, .19, .08),
     "eye":          ((37, 38, 40, 41), (43, 44, 46, 47), 0, 0, .12, .07),
-    "jaw":          ((4,), (12,), -.12, -.10, .15, .20)}
+    "jaw":          ((4,), (12,), -.06, -.10, .13, .20)}
 _EXTRA_MIDDLE = { # as _MIDDLE
     "glabella": ((21, 22), .04, .12, .13),
     "forehead": ((19, 24), -.30, .50, .16),
     "neck":     ((8,), .28, .35, .15),
     "head":     ((27, 33), .05, 1.05, 1.40)}
 
-# %% ../nbs/00b_faces.ipynb #0f75e8cb
+# %% ../nbs/00b_faces.ipynb #5e5aaeb4
 def _face_axes(lm):
     "Unit vectors towards the subject's left (image right when upright) and towards the chin, and the inter-ocular distance."
     right, left = eye_centers(lm)
@@ -177,7 +177,7 @@ def _ellipse(center, x, y, rx, ry, n=32):
     t = np.arange(n)*2*np.pi/n
     return center + np.cos(t)[:, None]*x*rx + np.sin(t)[:, None]*y*ry
 
-# %% ../nbs/00b_faces.ipynb #f6ab166d
+# %% ../nbs/00b_faces.ipynb #1433daa0
 def regions(lm: np.ndarray, # (68, 2) landmarks
             extra: bool=False # also those of mellm.facs.EXTRA_REGIONS
            ) -> dict: # region key -> (32, 2) polygon in pixels, in the order of mellm.facs.REGIONS
@@ -192,7 +192,7 @@ def regions(lm: np.ndarray, # (68, 2) landmarks
             out[name] = _ellipse(lm[list(points)].mean(0) + down*d*y, x, y, rx*d, ry*d)
     return out
 
-# %% ../nbs/00b_faces.ipynb #9a066b78
+# %% ../nbs/00b_faces.ipynb #b2d2918d
 def region_masks(lm: np.ndarray, # (68, 2) landmarks
                  shape: tuple, # (H, W) or (H, W, …) of the picture
                  extra: bool=False # also the regions of mellm.facs.EXTRA_REGIONS
@@ -205,7 +205,7 @@ def region_masks(lm: np.ndarray, # (68, 2) landmarks
         masks[name] = m.astype(bool)
     return masks
 
-# %% ../nbs/00b_faces.ipynb #f04565de
+# %% ../nbs/00b_faces.ipynb #957efcd5
 def draw_regions(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
                  lm: np.ndarray, # (68, 2) landmarks of that picture
                  color: tuple=(255, 255, 255), # RGB of the line
@@ -220,7 +220,7 @@ def draw_regions(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     cv2.polylines(out, lines, True, color, thick, cv2.LINE_AA, shift=3)
     return out
 
-# %% ../nbs/00b_faces.ipynb #308e1a2f
+# %% ../nbs/00b_faces.ipynb #e34554d9
 def crop_transform(lm: np.ndarray, # (68, 2) landmarks
                    size: int=224 # side of the crop in pixels
                   ) -> np.ndarray: # (2, 3) affine matrix, picture -> crop
@@ -236,7 +236,7 @@ def transform_points(points: np.ndarray, # (N, 2)
     "Apply an affine matrix to points."
     return np.asarray(points, float) @ M[:, :2].T + M[:, 2]
 
-# %% ../nbs/00b_faces.ipynb #7108a61f
+# %% ../nbs/00b_faces.ipynb #72f407ed
 def crop_face(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
               lm: np.ndarray, # (68, 2) landmarks; for the apex frame pass the onset's
               size: int=224 # side of the crop in pixels
@@ -249,7 +249,7 @@ def crop_face(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     crop = cv2.warpAffine(image, M, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return crop, M
 
-# %% ../nbs/00b_faces.ipynb #18d0060f
+# %% ../nbs/00b_faces.ipynb #f3ee7640
 def face_box(lm: np.ndarray, # (68, 2) landmarks
              shape: tuple=None # (H, W, …) to clip to
             ) -> tuple: # (x, y, width, height) in pixels
