@@ -95,7 +95,7 @@ def test_reports_are_joined_without_saying_things_twice(clips, tmp_path):
     clips.loc[1, "offset"] = 3
     clips.loc[2, "apex_path"] = "no.png"
     own = data.validate_clips(clips, tmp_path)
-    reader = pd.DataFrame([dict(file="a.xlsx", row=3, clip="c1", problem="offset 3 is before the apex", done="kept")], columns=data.REPORT)
+    reader = pd.DataFrame([dict(file="a.xlsx", row=3, clip="c1", problem="offset 3 is before the apex", done="kept")], columns=list(data.REPORT))
     assert list(data.join_reports(reader, own).problem.str[:6]) == ["offset", "apex_p"]
     assert list(data.join_reports(reader.iloc[:0], own)["clip"]) == ["c1", "c2"] and data.join_reports(reader.iloc[:0], own.iloc[:0]).empty
 
@@ -132,7 +132,25 @@ def test_stage_on_a_users_table(clips, tmp_path):
     study = Study(name="t", corpus="table", annotation=str(tmp_path / "mine.csv"), runs=str(tmp_path / "runs"))
     folder = data.build(study)
     made, report = read_table(folder / "clips.csv"), read_table(folder / "report.csv")
-    assert len(made) == 5 and list(report.row) == [7] and all(resolve(study, p).is_file() for p in made.apex_path)
+    assert len(made) == 5 and set(report.row) == {7} and report.done.iloc[-1] == data.LEFT_OUT and all(resolve(study, p).is_file() for p in made.apex_path)
+
+
+@pytest.mark.parametrize("name, source", [("smic", "estimated"), ("casme3", "annotated")])
+def test_stage_on_a_licensed_layout(tmp_path, name, source):
+    from mellm.synth import write_corpus
+    write_corpus(name, tmp_path / name, seed=1, subjects=2, clips=4, workers=1)
+    study = Study(name="t", corpus=name, root=str(tmp_path / name), workers=1, runs=str(tmp_path / "runs"))
+    made = read_table(data.build(study) / "clips.csv")
+    assert list(made.columns) == list(data.COLUMNS) and len(made) == 4 and set(made.apex_source) == {source} and set(made.split) == {"train", "test"}
+    assert all(resolve(study, p).is_file() for p in [*made.onset_path, *made.apex_path]) and (made.apex > made.onset).all()
+    assert all(resolve(study, c.frames.format(n=c.onset)) == resolve(study, c.onset_path) for c in made.itertuples())
+
+
+def test_codes_without_frames_are_no_study(tmp_path):
+    from mellm.synth import write_corpus
+    sheet = write_corpus("casme3", tmp_path / "casme3", seed=1, subjects=2, clips=2, workers=1)
+    study = Study(name="t", corpus="casme3", annotation=str(sheet), runs=str(tmp_path / "runs"))
+    with pytest.raises(ValueError, match="No usable clip remains of 2.*there is no picture of the onset"): data.build(study)
 
 
 def test_a_failed_stage_leaves_no_result(tmp_path):
