@@ -5,17 +5,17 @@
 # %% auto #0
 __all__ = ['CODES', 'LIPS', 'NOTHING', 'DEEPEST', 'Unit', 'Alternatives', 'AUs', 'parse_aus', 'format_aus']
 
-# %% ../nbs/00aa_aucode.ipynb #e6a539d8
+# %% ../nbs/00aa_aucode.ipynb #bd78c646
 import re
 from dataclasses import dataclass
 from functools import cached_property
 
-# %% ../nbs/00aa_aucode.ipynb #2430c217
+# %% ../nbs/00aa_aucode.ipynb #5dbe8f0c
 CODES = frozenset({1, 2, *range(4, 47), *range(51, 59), *range(61, 65)})  # the numbers we know: face, head, gaze
 LIPS = frozenset({8, 18, 22, 23, 24, 25, 26, 27, 28, 32, 37})  # units of both lips, of which one alone can move
 NOTHING = frozenset({"", "/", "-", "–", "—", "nan", "none", "null", "n/a", "<na>", "nat"})  # what stands in a cell without annotation
 
-# %% ../nbs/00aa_aucode.ipynb #c5335101
+# %% ../nbs/00aa_aucode.ipynb #af7b30a3
 @dataclass(frozen=True)
 class Unit:
     "One action unit with everything a coder noted about it; `str()` writes it as coders do."
@@ -39,9 +39,10 @@ class Unit:
     def __repr__(self):
         return f"Unit({', '.join([str(self.number), *(f'{name}={value!r}' for name, value in list(vars(self).items())[1:] if value)])})"
 
-# %% ../nbs/00aa_aucode.ipynb #bec02f15
+# %% ../nbs/00aa_aucode.ipynb #d4cefa16
 _LETTERS = "A?[LR]?[TB]?"
-_UNIT = re.compile(rf"(?:AU ?)?(?P<letters>{_LETTERS}(?:/{_LETTERS})?) ?(?P<number>[0-9]{{1,2}})(?:\.0+)?(?: ?(?P<intensity>[A-E](?:[/-][A-E])?))?(?: ?[(（](?P<mark>[A-Za-z])[)）])?", re.I)
+_UNIT = re.compile(rf"(?:AU ?)?(?P<letters>{_LETTERS}(?:/{_LETTERS})?) ?(?P<number>[0-9]{{1,2}})(?:\.0+)?"
+                   r"(?: ?(?P<intensity>[A-E](?:[/-][A-E])?))?(?: ?[(（](?P<mark>[A-Za-z])[)）])?", re.I)
 
 def _read_unit(text: str, # without surrounding blanks
                reference: bool = False # whether it stands inside a `ref(…)`
@@ -58,7 +59,7 @@ def _read_unit(text: str, # without surrounding blanks
         forms.append(Unit(number, side, letters[:1] == "A", lip, (m["intensity"] or "").upper().replace("-", "/"), reference, m["mark"] or ""))
     return forms
 
-# %% ../nbs/00aa_aucode.ipynb #d0d42b47
+# %% ../nbs/00aa_aucode.ipynb #ecb115e3
 @dataclass(frozen=True)
 class Alternatives:
     "What a coder could not decide between; each option is a tuple of units, alternatives and unread text."
@@ -76,11 +77,11 @@ def _leaves(items) -> list: # units and texts in the order they were written
 
 def _certain(items) -> frozenset:
     "The numbers that every reading of a formula contains."
-    found = [frozenset.intersection(*map(_certain, item.options)) if isinstance(item, Alternatives) else frozenset([item.number] if isinstance(item, Unit) and item.certain else [])
-             for item in items]
+    found = [frozenset.intersection(*map(_certain, item.options)) if isinstance(item, Alternatives) else
+             frozenset([item.number] if isinstance(item, Unit) and item.certain else []) for item in items]
     return frozenset().union(*found)
 
-# %% ../nbs/00aa_aucode.ipynb #135b01b4
+# %% ../nbs/00aa_aucode.ipynb #10abb952
 @dataclass(frozen=True, repr=False)
 class AUs:
     "The action units of one cell. Iterates over the numbers that are certain; `str()` is the formula, which `parse_aus` reads back to an equal object."
@@ -112,7 +113,7 @@ class AUs:
     def __str__(self): return str(self.items[0]) if len(self.items) == 1 else _write(self.items)
     def __repr__(self): return f"parse_aus({str(self)!r})"
 
-# %% ../nbs/00aa_aucode.ipynb #e1d68c16
+# %% ../nbs/00aa_aucode.ipynb #a1f47804
 _OR = r"(?<![^\W\d_])or(?![^\W\d_])"
 _TOKEN = re.compile(rf"(?P<open>[(（])|(?P<close>[)）])|(?P<sep>[+＋,;，；、])|(?P<or>{_OR})|(?P<word>(?:(?!{_OR})[^\s()（）+＋,;，；、])+)", re.I)
 
@@ -128,7 +129,7 @@ def _pairs(tokens) -> dict: # index of a parenthesis that opens -> index of the 
         elif kind == "close" and open_: pairs[open_.pop()] = i
     return pairs
 
-# %% ../nbs/00aa_aucode.ipynb #38f58a96
+# %% ../nbs/00aa_aucode.ipynb #5d247397
 def _sound(tokens, pairs) -> dict: # index of the opening parenthesis, −1 for the whole text -> (no option is empty, there is an `or`)
     "Which groups can be read."
     closes, out, stack = set(pairs.values()), {}, [[-1, False, True, False]]  # group, content in this option, content in those before, `or`
@@ -143,7 +144,7 @@ def _sound(tokens, pairs) -> dict: # index of the opening parenthesis, −1 for 
     group, here, before, several = stack.pop()
     return out | {group: (here and before, several)}
 
-# %% ../nbs/00aa_aucode.ipynb #d8b320b1
+# %% ../nbs/00aa_aucode.ipynb #8976db37
 DEEPEST = 16  # alternatives within sums within alternatives …; deeper ones are left unread
 
 @dataclass
@@ -165,7 +166,7 @@ def _part(group: _Group, tokens, pairs) -> tuple: # first token, one behind the 
     while ahead < group.end and tokens[ahead][0] == "sep": ahead += 1
     return start, stop, group.alone and not group.options[-1] and (ahead == group.end or tokens[ahead][0] == "or")
 
-# %% ../nbs/00aa_aucode.ipynb #6aef550b
+# %% ../nbs/00aa_aucode.ipynb #c8e73b5c
 def _enter(group: _Group, inside: tuple, # index of the first token, one behind the last
            alone: bool, reference: bool, several: bool # whether there is an `or`
            ) -> _Group | None: # None where it would get too deep
@@ -183,7 +184,7 @@ def _add(group: _Group, text: str, alone: bool) -> None:
         units = [_read_unit(word, group.reference) for word in text.split()]
         here += [u for u, in units] if all(len(u) == 1 for u in units) else [f"ref({text})" if group.reference else text]
 
-# %% ../nbs/00aa_aucode.ipynb #19c69389
+# %% ../nbs/00aa_aucode.ipynb #41488f1e
 def _build(text: str) -> list: # of options, each a list of nodes
     "The tree of a formula."
     tokens = _tokens(text)
@@ -209,7 +210,7 @@ def _build(text: str) -> list: # of options, each a list of nodes
             else: _add(group, " ".join(text[tokens[start][1]:tokens[stop - 1][2]].split()), alone)
     return top.options
 
-# %% ../nbs/00aa_aucode.ipynb #8d7acc5b
+# %% ../nbs/00aa_aucode.ipynb #e81ab6aa
 def _text(cell) -> str:
     "A cell as text: nothing for None and NaN, whole floats without a point, several values joined by +."
     if isinstance(cell, str): return str(cell)

@@ -6,7 +6,7 @@
 __all__ = ['REGIONS', 'EXTRA_REGIONS', 'DIRECTIONS', 'ACTION_UNITS', 'region_name', 'mirror', 'ActionUnit', 'au_name', 'chart',
            'format_aus', 'parse_aus']
 
-# %% ../nbs/00a_facs.ipynb #45a2190f
+# %% ../nbs/00a_facs.ipynb #d6c1ff34
 import re
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ from .aucode import CODES, format_aus, parse_aus
 
 _all_ = ["format_aus", "parse_aus"] # whoever talks about action units needs these two: they are at home here as well
 
-# %% ../nbs/00a_facs.ipynb #2b9329e9
+# %% ../nbs/00a_facs.ipynb #ed22c398
 REGIONS = ("left_inner_brow", "right_inner_brow", "left_outer_brow", "right_outer_brow", "left_lower_eyelid", "right_lower_eyelid", "left_cheek", "right_cheek",
            "left_nostril", "right_nostril", "left_mouth_corner", "right_mouth_corner", "upper_lip", "lower_lip", "chin")
 EXTRA_REGIONS = ("left_upper_eyelid", "right_upper_eyelid", "left_eye", "right_eye", "left_jaw", "right_jaw", "glabella", "forehead", "neck", "head")
@@ -25,7 +25,7 @@ def region_name(key: str # one of `REGIONS` or `EXTRA_REGIONS`
     if key not in REGIONS + EXTRA_REGIONS: raise ValueError(f"{key!r} is no facial region; the regions are {', '.join(REGIONS + EXTRA_REGIONS)}.")
     return key.replace("_", " ")
 
-# %% ../nbs/00a_facs.ipynb #b9c2882d
+# %% ../nbs/00a_facs.ipynb #5a67140e
 DIRECTIONS = ("right", "down-right", "down", "down-left", "left", "up-left", "up", "up-right")  # clockwise in the image, 45° apart
 
 def mirror(direction: str) -> str:
@@ -41,7 +41,7 @@ def _both_sides(moves: str # "mouth_corner up-right, chin up": motion on the sub
         else: out |= {f"left_{part}": word, f"right_{part}": mirror(word)}
     return {r: out[r] for r in REGIONS + EXTRA_REGIONS if r in out}
 
-# %% ../nbs/00a_facs.ipynb #f3efc5ad
+# %% ../nbs/00a_facs.ipynb #337837a6
 @dataclass(frozen=True)
 class ActionUnit:
     "One action unit of FACS; directions are those of the image, left and right in region names are the subject's."
@@ -60,7 +60,7 @@ class ActionUnit:
 
     def __str__(self): return f"AU{self.number} ({self.name})"
 
-# %% ../nbs/00a_facs.ipynb #dcb1815e
+# %% ../nbs/00a_facs.ipynb #4721dfeb
 _UPPER = """
 1 | inner brow raiser | frontalis, pars medialis | inner_brow up, glabella up, forehead up | The inner ends of the brows rise, and the middle of the forehead wrinkles.
 2 | outer brow raiser | frontalis, pars lateralis | outer_brow up, forehead up | The outer ends of the brows rise into an arch.
@@ -76,7 +76,7 @@ def _table(text, face, source=_COHN):
     rows = [[cell.strip() for cell in line.split("|")] for line in text.strip().splitlines()]
     return {int(n): ActionUnit(int(n), name, muscles, face, _both_sides(moves), what, source) for n, name, muscles, moves, what in rows}
 
-# %% ../nbs/00a_facs.ipynb #f566cbdf
+# %% ../nbs/00a_facs.ipynb #302ce0ef
 _LIDS = """
 41 | lid droop | relaxation of levator palpebrae superioris | upper_eyelid down | The upper lids hang a little, as in a tired face.
 42 | slit | orbicularis oculi, pars palpebralis | upper_eyelid down, lower_eyelid up | The eyes are nearly closed; only a slit is open.
@@ -86,7 +86,7 @@ _LIDS = """
 46 | wink | relaxation of levator palpebrae superioris; orbicularis oculi, pars palpebralis | upper_eyelid down, lower_eyelid up, cheek up | One eye closes for a moment, on purpose, and its cheek rises a little.
 """
 
-# %% ../nbs/00a_facs.ipynb #567bcb48
+# %% ../nbs/00a_facs.ipynb #87aa9bf6
 _MOUTH = """
 8 | lips toward each other | orbicularis oris | upper_lip down, lower_lip up | The lips move towards each other while the jaw stays open, as at the start of a "p".
 9 | nose wrinkler | levator labii superioris alaeque nasi | nostril up, inner_brow down, upper_lip up, glabella down | The skin beside the nose is pulled up and wrinkles; the inner brows come down a little.
@@ -106,7 +106,7 @@ _MOUTH = """
 28 | lip suck | orbicularis oris | upper_lip down, lower_lip up, mouth_corner left | The lips are sucked in over the teeth.
 """
 
-# %% ../nbs/00a_facs.ipynb #410bf227
+# %% ../nbs/00a_facs.ipynb #7efa6061
 _JAW = """
 21 | neck tightener | platysma | neck down | The skin of the neck tightens; strands stand out and its skin is drawn.
 25 | lips part | depressor labii inferioris, or relaxation of mentalis or orbicularis oris | lower_lip down | The lips open a little, the jaw still closed.
@@ -126,7 +126,7 @@ _MORE = """
 40 | sniff | | | Air is drawn in through the nose.
 """
 
-# %% ../nbs/00a_facs.ipynb #5fa7606e
+# %% ../nbs/00a_facs.ipynb #c608f1c7
 _OTHER = """
 19 | tongue show | muscles of the tongue | lower_lip down | The tongue is seen between the lips.
 36 | tongue bulge | muscles of the tongue | | The tongue pushes a cheek or a lip out from inside.
@@ -153,7 +153,7 @@ def au_name(number: int) -> str:
     if number not in ACTION_UNITS: raise ValueError(f"AU {number} is not a code of FACS; known are {', '.join(map(str, ACTION_UNITS))}.")
     return ACTION_UNITS[number].name
 
-# %% ../nbs/00a_facs.ipynb #9e13d77e
+# %% ../nbs/00a_facs.ipynb #f304e449
 _PLACE = {"inner_brow": (.27, -.34), "outer_brow": (.74, -.37), "lower_eyelid": (.5, .32), "cheek": (.6, .66), "nostril": (.24, .68), "mouth_corner": (.47, 1.06),
           "upper_eyelid": (.5, -.08), "eye": (.5, .02), "jaw": (.9, 1.12)}
 _MIDDLE = {"upper_lip": (0, .97), "lower_lip": (0, 1.22), "chin": (0, 1.6), "glabella": (0, -.2), "forehead": (0, -.66), "neck": (0, 1.95), "head": (0, .3)}
@@ -176,7 +176,7 @@ def _cartoon(ax, color):
     ax.set(aspect="equal", ylim=(2.25, -1.1), xlim=(-1.3, 1.3))
     ax.set_axis_off()
 
-# %% ../nbs/00a_facs.ipynb #e2cfa19c
+# %% ../nbs/00a_facs.ipynb #2d92c37d
 def _pulls(aus) -> dict: # region key -> (dx, dy), image axes, unit length for a single unit
     "The summed directions of some action units per region; pulls that cancel are left out."
     total = {}
@@ -187,7 +187,7 @@ def _pulls(aus) -> dict: # region key -> (dx, dy), image axes, unit length for a
             total[region] = (x + dx / n, y + dy / n)
     return {r: (x, y) for r, (x, y) in total.items() if x * x + y * y > .1}
 
-# %% ../nbs/00a_facs.ipynb #d9dd1d46
+# %% ../nbs/00a_facs.ipynb #78ab6109
 def chart(units, # combinations of action units, for example [(12,), (6, 12)]
           cols: int = 4, # faces in a row
           size: float = 1.7 # inches a face
@@ -203,7 +203,8 @@ def chart(units, # combinations of action units, for example [(12,), (6, 12)]
         _cartoon(ax, PALETTE["grey"])
         for region, (dx, dy) in _pulls(units[i]).items():
             (x, y), k = _PLACES[region], .17 / (dx * dx + dy * dy) ** .5
-            ax.annotate("", (x + k * dx, y + k * dy), (x - k * dx, y - k * dy), arrowprops=dict(arrowstyle="-|>,head_length=.3,head_width=.15", color=PALETTE["accent"], lw=1.6, shrinkA=0, shrinkB=0))
+            ax.annotate("", (x + k * dx, y + k * dy), (x - k * dx, y - k * dy),
+                        arrowprops=dict(arrowstyle="-|>,head_length=.3,head_width=.15", color=PALETTE["accent"], lw=1.6, shrinkA=0, shrinkB=0))
         title = au_name(units[i][0]) if len(units[i]) == 1 else ""
         ax.set_title(f"AU{format_aus(units[i])}" + (f"\n{title}" if title else ""), fontsize=8, fontweight="normal", loc="center")
     return fig
