@@ -251,7 +251,7 @@ def test_without_folder_codes_or_columns(casme2, tmp_path):
         with pytest.raises(CorpusError, match="No annotation file of .*MELLM_ANNOTATION"): read_corpus(name, tmp_path / "e" / name)
     with pytest.raises(CorpusError, match="is a file"): read_corpus("casme2", casme2 / "CASME2-coding-20140508.xlsx")
     sheet = casme2 / "CASME2-coding-20140508.xlsx"
-    with pytest.raises(CorpusError, match="holds no folder like sub{number}/{filename}.*annotation=… alone"): read_corpus("casme2", tmp_path / "e", annotation=sheet)
+    with pytest.raises(CorpusError, match="holds no folder like sub01/EP02_01f.*annotation=… alone"): read_corpus("casme2", tmp_path / "e", annotation=sheet)
     table = pd.read_excel(sheet).rename(columns={"OnsetFrame": "Begin"})
     table.to_excel(sheet, index=False)
     with pytest.raises(CorpusError, match=r"lacks the column onset .*Found.*Subject, Filename.*Begin"): read_corpus("casme2", casme2)
@@ -501,3 +501,20 @@ def test_table_of_corpora_counts_persons_of_different_corpora_apart(casme2):
 
 def test_the_report_of_a_clean_corpus_is_an_empty_table():
     assert list(report(pd.DataFrame()).columns) == ["file", "row", "clip", "problem", "done"] and report(pd.DataFrame()).empty
+
+
+def test_a_folder_that_may_not_be_read(casme2, monkeypatch):
+    real = os.scandir
+
+    def scandir(folder):
+        if str(folder).endswith("EP02_01f"): raise PermissionError(13, "Permission denied")
+        return real(folder)
+    monkeypatch.setattr(os, "scandir", scandir)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda p, *a, **k: not str(p).endswith("EP02_01f") and access(p, *a, **k))
+    clips = read_corpus("casme2", casme2, workers=1)
+    assert clips.frames[0] == "" and clips.frames[1] != "" and "cannot be read (Permission denied)" in " ".join(report(clips).problem)
+
+    def closed(folder): raise PermissionError(13, "Permission denied")
+    monkeypatch.setattr(os, "scandir", closed)
+    with pytest.raises(CorpusError, match="cannot be read .Permission denied.. Change its permissions"): read_corpus("casme2", casme2)
