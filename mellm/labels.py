@@ -6,12 +6,12 @@
 __all__ = ['EMOTIONS', 'EMOTIONS3', 'MAPS3', 'MAPS5', 'MAPS7', 'OBJECTIVE', 'COMBINATIONS', 'emotion_name', 'ClassMap',
            'emotion3', 'emotion5', 'emotion7', 'objective_class', 'Combination']
 
-# %% ../nbs/00ab_labels.ipynb #06826e65
+# %% ../nbs/00ab_labels.ipynb #a0e1365e
 from dataclasses import dataclass
 
 from .aucode import format_aus, parse_aus
 
-# %% ../nbs/00ab_labels.ipynb #1ef7a2ba
+# %% ../nbs/00ab_labels.ipynb #140ddba1
 EMOTIONS = ("happiness", "surprise", "anger", "contempt", "disgust", "fear", "sadness", "repression", "tense", "helplessness", "confusion", "pain", "sympathy",
             "others", "positive", "negative")
 _SPELLINGS = {"happy": "happiness", "joy": "happiness", "surprised": "surprise", "angry": "anger", "disgusted": "disgust", "sad": "sadness", "fearful": "fear",
@@ -23,7 +23,7 @@ def emotion_name(text) -> str | None:
     word = _SPELLINGS.get(word, word)
     return word if word in EMOTIONS else None
 
-# %% ../nbs/00ab_labels.ipynb #e403da51
+# %% ../nbs/00ab_labels.ipynb #7d966316
 @dataclass(frozen=True)
 class ClassMap:
     "Which emotions make which class, and where that was published."
@@ -39,21 +39,22 @@ def _same(text: str) -> dict: # "anger fear" -> {"anger": ("anger",), "fear": ("
     "Classes that are emotions."
     return {word: (word,) for word in text.split()}
 
-# %% ../nbs/00ab_labels.ipynb #d5eb491d
+# %% ../nbs/00ab_labels.ipynb #ef39fb29
 EMOTIONS3 = ("negative", "positive", "surprise")
 _BAD = ("anger", "contempt", "disgust", "fear", "sadness", "repression", "negative")
 _THREE = {"positive": ("happiness", "positive"), "negative": _BAD, "surprise": ("surprise",)}
 _MEGC = "See et al. 2019 (MEGC composite)"
 _RULE = "rule of MEGC 2019, which did not contain this corpus"
 MAPS3 = {"": ClassMap(_THREE, "rule of MEGC 2019"), "casme2": ClassMap(_THREE | {"negative": ("disgust", "repression", "negative")}, _MEGC),
-         "samm": ClassMap(_THREE, _MEGC), "smic": ClassMap(_THREE, "labels of the corpus: Li et al. 2013; " + _MEGC), **{c: ClassMap(_THREE, _RULE) for c in ("casme", "casme_sq", "casme3", "mmew", "4dme", "dfme")}}
+         "samm": ClassMap(_THREE, _MEGC), "smic": ClassMap(_THREE, "labels of the corpus: Li et al. 2013; " + _MEGC),
+         **{c: ClassMap(_THREE, _RULE) for c in ("casme", "casme_sq", "casme3", "mmew", "4dme", "dfme")}}
 
 def emotion3(label, corpus: str | None = None # a name of `read_corpus`; the general map for others and for None
              ) -> str | None: # one of `EMOTIONS3`
     "The class of three of an emotion label in any spelling; `None` where it has none."
     return MAPS3.get(corpus or "", MAPS3[""])(label)
 
-# %% ../nbs/00ab_labels.ipynb #1af19f54
+# %% ../nbs/00ab_labels.ipynb #f1b22fb5
 _FOUR = {**_THREE, "negative": tuple(e for e in _BAD if e != "contempt"), "others": ("others", "contempt", "tense", "helplessness", "confusion", "pain", "sympathy")}
 _FIVE = {**_THREE, "negative": tuple(e for e in _BAD if e != "repression"), "repression": ("repression",),
          "others": ("others", "tense", "helplessness", "confusion", "pain", "sympathy")}
@@ -72,7 +73,7 @@ def emotion5(label, corpus: str | None = None # a name of `read_corpus`; the gen
     "The class of an emotion label among the corpus' five (in some corpora four); `None` where its map drops the label."
     return MAPS5.get(corpus or "", MAPS5[""])(label)
 
-# %% ../nbs/00ab_labels.ipynb #2e3b1e11
+# %% ../nbs/00ab_labels.ipynb #616c69ed
 _BASIC = "happiness surprise anger disgust fear sadness"
 MAPS7 = {"": ClassMap(_same(_BASIC + " contempt"), "six basic emotions and contempt (Ekman), for any label"),
          "casme2": ClassMap(_same("happiness surprise disgust repression fear sadness others"), "labels of the corpus: Yan et al. 2014 (CASME II)"),
@@ -87,7 +88,7 @@ def emotion7(label, corpus: str | None = None # a name of `read_corpus`; the gen
     "The class of an emotion label among the corpus' seven; `None` where its map drops the label."
     return MAPS7.get(corpus or "", MAPS7[""])(label)
 
-# %% ../nbs/00ab_labels.ipynb #83be9660
+# %% ../nbs/00ab_labels.ipynb #9ae748fe
 _RULES = {"I": "6, 12, 6+12, 6+7+12, 7+12", "II": "1+2, 5, 25, 1+2+25, 25+26, 5+24", "III": "23, 4, 4+7, 4+5, 4+5+7, 17+24, 4+6+7, 4+38",
           "IV": "10, 9, 4+9, 4+40, 4+5+40, 4+7+9, 4+9+17, 4+7+10, 4+5+7+9, 7+10", "V": "1, 15, 1+4, 6+15, 15+17", "VI": "1+2+4, 20"}
 OBJECTIVE = {name: tuple(parse_aus(aus).numbers for aus in text.split(",")) for name, text in _RULES.items()}  # class -> combinations of action units
@@ -99,7 +100,7 @@ def objective_class(aus # what `parse_aus` takes: text, numbers, `AUs`
     parsed = parse_aus(aus)
     return _CLASS_OF.get(frozenset(parsed.numbers), "VII") if parsed.items else None
 
-# %% ../nbs/00ab_labels.ipynb #80cb84f1
+# %% ../nbs/00ab_labels.ipynb #44201905
 @dataclass(frozen=True)
 class Combination:
     "Action units that are read as an emotion, and who says so. Unpacks to (aus, emotion, emotion3)."
