@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from hypothesis import assume, given, strategies as st
 
-from mellm.aucode import CODES, DEEPEST, NOTHING, Alternatives, AUs, Unit, format_aus, parse_aus
+from mellm.aucode import CODES, DEEPEST, Alternatives, AUs, Unit, format_aus, parse_aus
 
 formulas = st.text(alphabet="0123456789+LRABTCDEref() /,，；（）?k.-orAU", max_size=40)
 units = st.builds("".join, st.tuples(st.sampled_from(["", "L", "R", "A", "T", "B", "A/L", "AU", "l"]), st.integers(0, 70).map(str), st.sampled_from(["", "A", "c", "A/B", "D-E", "(k)", "?"])))
