@@ -200,6 +200,10 @@ def test_plans_hold_the_published_counts(manner):
     assert all(set(g) <= set(motion.ACTIONS) for g in table.gains) and not table.duplicated(["subject", "filename", "onset"]).any()
 
 
+def test_events_of_one_video_do_not_overlap():
+    for _, events in synth.plan("casme3").sort_values("onset").groupby(["subject", "filename"]): assert (events.onset.to_numpy()[1:] > events.offset.to_numpy()[:-1]).all()
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.sampled_from(list(synth.MANNERS)), st.integers(1, 9), st.integers(0, 40), st.integers(0, 10**6))
 def test_plans_of_any_size(manner, subjects, more, seed):
