@@ -147,7 +147,7 @@ def motion_turns(seen: pd.DataFrame, rng: np.random.Generator, n: int = 4) -> li
     return turns
 
 # %% ../nbs/02_instructions.ipynb #cell-26
-ASKED_AUS = (1, 2, 4, 6, 9, 12, 15, 17)  # units that a yes/no question may ask about beside those of the clip
+ASKED_AUS = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 24, 25, 26)  # units that a yes/no question may ask about beside those of the clip
 
 
 def au_turns(aus: tuple[int, ...], rng: np.random.Generator) -> list[tuple[str, str, str]]:
