@@ -34,7 +34,7 @@ def random_push(lm, shape, rng):
         for key in ([f"left_{base}", f"right_{base}"] if both else [name]):
             c, s = places[key].mean(0), rng.uniform(.12, .22, 2) * iod
             push = np.array([np.cos(angle) * (-1 if both and key.startswith("right") else 1), np.sin(angle)])
-            out += np.exp(-.5 * (((xx - c[0]) / s[0]) ** 2 + ((yy - c[1]) / s[1]) ** 2))[..., None] * (strength * motion.PEAK * iod * push).astype(np.float32)
+            out += np.exp(-.5 * (((xx - c[0]) / s[0]) ** 2 + ((yy - c[1]) / s[1]) ** 2))[..., None] * (strength * anatomy.PEAK * iod * push).astype(np.float32)
     return out
 
 
@@ -43,7 +43,7 @@ def random_motion(lm, shape, rng):
     kind = rng.random()
     if kind < .05: return np.zeros((*shape, 2), np.float32)
     if kind < .5: return random_push(lm, shape, rng)
-    aus = rng.choice([a for a, act in motion.ACTIONS.items() if act.bumps], rng.integers(1, 4), replace=False)
+    aus = rng.choice([a for a, act in anatomy.ACTIONS.items() if act.bumps], rng.integers(1, 4), replace=False)
     return motion.expression_flow(lm, {int(a): rng.uniform(.35, 1) for a in aus}, shape, {int(a): tuple(rng.uniform(.85, 1.15, 2)) for a in aus})
 
 # %% ../nbs/03b_pretrain.ipynb #cell-08

@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 from mellm import anatomy, capture, facs, faces, motion, portrait, synth
 
 STILL = capture.Capture(shift=0, roll=0, scale=0, noise=0)
-doses = st.dictionaries(st.sampled_from(sorted(motion.ACTIONS)), st.floats(.2, 2), min_size=1, max_size=4)
+doses = st.dictionaries(st.sampled_from(sorted(anatomy.ACTIONS)), st.floats(.2, 2), min_size=1, max_size=4)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_inverse_undoes_the_flow(face, aus):
     assert np.abs(motion.compose(motion.invert(flow), flow)).max() < .02
 
 
-@pytest.mark.parametrize("au", sorted(motion.ACTIONS))
+@pytest.mark.parametrize("au", sorted(anatomy.ACTIONS))
 def test_directions_are_those_of_the_table(au):
     "In each of the fifteen regions that the table lists for a unit, the skin moves into the table's octant."
     lm = anatomy.mean_face() * 62 + (112, 90)
@@ -123,11 +123,11 @@ def test_directions_are_those_of_the_table(au):
         assert facs.DIRECTIONS[round(np.degrees(np.arctan2(dy, dx)) / 45) % 8] == said, region
 
 
-@pytest.mark.parametrize("au", [a for a, act in motion.ACTIONS.items() if act.bumps and not any(act.lips)])
+@pytest.mark.parametrize("au", [a for a, act in anatomy.ACTIONS.items() if act.bumps and not any(act.lips)])
 def test_one_sided_motion_stays_on_its_side(au):
     lm = anatomy.mean_face() * 62 + (112, 90)
     left = motion.expression_flow(lm, {au: 1.}, (240, 224), {au: (1, 0)})   # the subject's left is on the image's right
-    if all(b.at[0] > .3 for b in motion.ACTIONS[au].bumps): assert np.abs(left[:, 140:]).max() > 3 * np.abs(left[:, :85]).max()
+    if all(b.at[0] > .3 for b in anatomy.ACTIONS[au].bumps): assert np.abs(left[:, 140:]).max() > 3 * np.abs(left[:, :85]).max()
     mirrored = motion.expression_flow(lm, {au: 1.}, (240, 225), {au: (0, 1)})[:, ::-1] * (-1, 1)
     assert np.allclose(mirrored, motion.expression_flow(lm, {au: 1.}, (240, 225), {au: (1, 0)}), atol=1e-3)
 
@@ -197,7 +197,7 @@ def test_plans_hold_the_published_counts(manner):
     m, table = synth.MANNERS[manner], synth.plan(manner)
     assert table.emotion.value_counts().to_dict() == m.emotions and table.subject.nunique() == m.subjects
     assert ((table.onset < table.apex) & (table.apex < table.offset)).all() and synth.plan(manner).equals(table)
-    assert all(set(g) <= set(motion.ACTIONS) for g in table.gains) and not table.duplicated(["subject", "filename", "onset"]).any()
+    assert all(set(g) <= set(anatomy.ACTIONS) for g in table.gains) and not table.duplicated(["subject", "filename", "onset"]).any()
 
 
 def test_events_of_one_video_do_not_overlap():
