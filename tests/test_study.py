@@ -310,7 +310,7 @@ def test_a_notebook_and_its_module_make_the_same_fingerprint(tmp_path):
     block = text[text.index(f"def {name}("):].split("\n\n# %%")[0].split("\n\ndef ")[0]
     code = f"from mellm import study; fingerprint = study.fingerprint; study = study.Study(runs={str(tmp_path)!r})"
     pre = text.split("# %% ")[0:3]
-    cell = "\n".join(line for part in pre for line in part.splitlines() if line.startswith(("import ", "from ")))
+    cell = "\n".join(line.replace("from .", "from mellm.") for part in pre for line in part.splitlines() if line.startswith(("import ", "from ")))
     nb = new_notebook(cells=[new_code_cell(cell), new_code_cell(block), new_code_cell(code), new_code_cell(f"print(fingerprint(study, 'facs', {name}))")])
     NotebookClient(nb, kernel_name="python3").execute()
     from mellm import facs
