@@ -87,7 +87,7 @@ def _lip_line(lm, shape):
     (cx, cy), (ax, ay) = c.tolist(), x.tolist()
     u, v = (xx - cx) * ax + (yy - cy) * ay, (yy - cy) * ax - (xx - cx) * ay
     k = knots @ x
-    line = np.interp(u.ravel()[::1], k, knots @ y).reshape(u.shape) if abs(x[1]) > .02 else np.interp(u[0], k, knots @ y)[None]
+    line = np.interp(u.ravel(), k, knots @ y).reshape(u.shape) if abs(x[1]) > .02 else np.interp(u[0], k, knots @ y)[None]
     return u / np.float32(half), v - line.astype(np.float32), y
 
 

@@ -146,8 +146,7 @@ def test_eyeballs_do_not_follow_the_brow(face):
 
 
 def test_lips_part_and_press(face):
-    centre = face.landmarks[62].mean() * 0 + face.landmarks[62]
-    x, y = np.round(centre).astype(int)
+    x, y = np.round(face.landmarks[62]).astype(int)
     flow = motion.animate(face, {25: 2.}).expression[:, x, 1]
     assert flow[y - 4] < -.2 and flow[y + 5] > .8
     assert motion.animate(face, {28: 3.}).occluded[y - 12:y + 12].any()
