@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from .faces import _face_axes, eye_centers
+
 # %% auto #0
 __all__ = ['FOLDS', 'AGING', 'PEAK', 'INTENSITY', 'ACTIONS', 'mean_face', 'axes', 'place', 'Eye', 'eyes', 'hills', 'add_gaussian',
            'relief', 'shade', 'folds', 'Bump', 'Action']
@@ -39,11 +41,8 @@ def mean_face() -> np.ndarray:
 def axes(lm: np.ndarray # (68, 2) landmarks, px
          ) -> tuple: # inter-ocular distance px, unit vector to image right, unit vector down, point between the eyes
     "The frame of a face: everything anatomical is measured in it."
-    left, right = lm[42:48].mean(0), lm[36:42].mean(0)
-    iod = float(np.linalg.norm(left - right))
-    if iod < 1: raise ValueError("The landmarks put both eyes in one place (less than 1 pixel apart); no face can be built on them.")
-    x = (left - right) / iod
-    return iod, x, np.array([-x[1], x[0]]), (left + right) / 2
+    x, y, iod = _face_axes(lm)
+    return float(iod), x, y, np.mean(eye_centers(lm), 0)
 
 
 def place(points, # (N, 2) on the mean face, inter-ocular distances

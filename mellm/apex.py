@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from .faces import FaceNotFound, crop_transform, landmarks, region_masks, transform_points
+from .faces import FaceNotFound, _cut, crop_transform, inter_ocular, landmarks, region_masks, transform_points
 
 # %% auto #0
 __all__ = ['SIDE', 'TOP', 'SMOOTH', 'COARSE', 'View', 'face_view', 'fit_head', 'head_field', 'view_flow', 'apex_curve', 'smooth',
@@ -40,18 +40,12 @@ def _grey(image):
                          "Read it with mellm.faces.read_image.")
     return image if len(shape) == 2 else cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
 
-def _cut(grey, matrix, shape):
-    "The crop of a picture, smoothed first where it is made smaller."
-    scale = float(np.hypot(*matrix[:, 0]))
-    if scale < .9: grey = cv2.GaussianBlur(grey, (0, 0), .5 * np.sqrt(1 / scale**2 - 1))
-    return cv2.warpAffine(grey, matrix, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-
 # %% ../nbs/00db_apex.ipynb #cbe76e1b
 def _eyes(lm, shape):
     "The eyes with a margin of an eighth of the inter-ocular distance: bool (H, W)."
     out = np.zeros(shape, np.uint8)
     for eye in (lm[36:42], lm[42:48]): cv2.fillConvexPoly(out, cv2.convexHull(np.round(eye).astype(np.int32)), 1)
-    wide = 2 * max(1, round(np.linalg.norm(lm[42:48].mean(0) - lm[36:42].mean(0)) / 8)) + 1
+    wide = 2 * max(1, round(inter_ocular(lm) / 8)) + 1
     return cv2.dilate(out, np.ones((wide, wide), np.uint8)).astype(bool)
 
 def _net(lm, shape, step=9):
@@ -76,7 +70,7 @@ def face_view(onset: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     matrix, shape = crop_transform(lm, SIDE), (SIDE, SIDE)
     lm = transform_points(lm, matrix)
     mask = np.any(list(region_masks(lm, shape).values()), 0) & ~_eyes(lm, shape)
-    return View(_cut(grey, matrix, shape), matrix, *_net(lm, shape), mask, float(np.linalg.norm(lm[42:48].mean(0) - lm[36:42].mean(0))))
+    return View(_cut(grey, matrix, shape), matrix, *_net(lm, shape), mask, inter_ocular(lm))
 
 def _whole_view(grey):
     "The whole picture, with a grid of points for the motion of the camera or the head."

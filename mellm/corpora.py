@@ -20,7 +20,7 @@ from .sheets import CorpusError, pick_columns, read_sheet
 from .study import Study
 
 # %% auto #0
-__all__ = ['TABLE_COLUMNS', 'NAMES', 'read_corpus', 'annotation_files', 'annotation_file', 'corpus_table']
+__all__ = ['TABLE_COLUMNS', 'NAMES', 'read_corpus', 'annotation_files', 'corpus_table']
 
 # %% ../nbs/00d_corpora.ipynb #1cf9736c
 def _with_frames(spec, frames):
@@ -206,8 +206,8 @@ def _read_synthetic(root, study):
     "Make the synthetic corpus of a study in the folder `root`."
     from mellm.synth import make_corpus
     if root is None: raise CorpusError("The corpus \"synthetic\" is made, and needs a folder to be made in: root=…")
-    manner = {} if study.manner == "balanced" else {"manner": study.manner}
-    clips = make_corpus(root, subjects=study.subjects, clips_per_subject=study.clips_per_subject, seed=study.seed, workers=study.workers, **manner)
+    clips = make_corpus(root, subjects=study.subjects, clips_per_subject=study.clips_per_subject, seed=study.seed, workers=study.workers,
+                        manner=study.manner)
     clips = clips.assign(frames=[str((Path(root) / p).absolute()) for p in clips.frames], source_row=None)
     paths = {f"{k}_path": [p.format(n=n) for p, n in zip(clips.frames, clips[k])] for k in ("onset", "apex")}
     return _table(clips.assign(**paths).to_dict("records"), [])
@@ -249,10 +249,6 @@ def annotation_files(name: str, root=None, annotation=None) -> tuple[Path, ...]:
     if name not in CORPORA or root is None and name == "smic": return ()
     if name == "smic" and Path(root).is_dir() and smic_folders(Path(root)): return ()
     return tuple(find_annotations(name, root)[0])
-
-def annotation_file(name: str, root=None, annotation=None) -> Path | None:
-    "The first of `annotation_files`, or None."
-    return next(iter(annotation_files(name, root, annotation)), None)
 
 # %% ../nbs/00d_corpora.ipynb #c8ce823b
 def corpus_table(corpora: dict # name -> table of clips

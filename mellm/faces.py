@@ -237,6 +237,15 @@ def transform_points(points: np.ndarray, # (N, 2)
     return np.asarray(points, float) @ M[:, :2].T + M[:, 2]
 
 # %% ../nbs/00b_faces.ipynb #72f407ed
+def _cut(image: np.ndarray, # (H, W[, 3])
+         M: np.ndarray, # (2, 3) affine matrix, picture -> crop
+         shape: tuple # (height, width) of the crop
+        ) -> np.ndarray: # (height, width[, 3])
+    "The crop of a picture, smoothed first where it is made smaller."
+    scale = float(np.hypot(*M[:, 0]))
+    if scale < .9: image = cv2.GaussianBlur(image, (0, 0), .5*np.sqrt(1/scale**2 - 1))
+    return cv2.warpAffine(image, M, shape[::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
 def crop_face(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
               lm: np.ndarray, # (68, 2) landmarks; for the apex frame pass the onset's
               size: int=224 # side of the crop in pixels
@@ -244,10 +253,7 @@ def crop_face(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     "Cut the face out at a fixed place and scale; `transform_points(lm, M)` are the landmarks in the crop."
     _check_image(image)
     M = crop_transform(lm, size)
-    scale = float(np.hypot(*M[:, 0]))
-    if scale < .9: image = cv2.GaussianBlur(image, (0, 0), .5*np.sqrt(1/scale**2 - 1))
-    crop = cv2.warpAffine(image, M, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return crop, M
+    return _cut(image, M, (size, size)), M
 
 # %% ../nbs/00b_faces.ipynb #f3ee7640
 def face_box(lm: np.ndarray, # (68, 2) landmarks

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings, strategies as st
 
 from mellm import codes, corpora, rows
 from mellm.aucode import parse_aus
-from mellm.corpora import CLIP_COLUMNS, CorpusError, annotation_file, annotation_files, corpus_table, read_corpus, report
+from mellm.corpora import CLIP_COLUMNS, CorpusError, annotation_files, corpus_table, read_corpus, report
 from mellm.labels import emotion3, emotion5, emotion7
 from mellm.layouts import write_layout
 from mellm.study import Study
@@ -85,7 +85,7 @@ def test_casme2_reports_every_doubt(casme2):
 def test_casme2_reads_the_later_codes_and_says_so(casme2):
     shutil.copy(casme2 / "CASME2-coding-20140508.xlsx", casme2.parent / "CASME2-coding-20190701.xlsx")
     (casme2 / "~$CASME2-coding-20300101.xlsx").touch()
-    assert annotation_file("casme2", casme2).name == "CASME2-coding-20190701.xlsx"
+    assert annotation_files("casme2", casme2)[0].name == "CASME2-coding-20190701.xlsx"
     lines = report(read_corpus("casme2", casme2, workers=1))
     assert "later version" in lines.problem[0] and "annotation=…CASME2-coding-20140508.xlsx" in lines.done[0]
 
