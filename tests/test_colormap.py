@@ -18,7 +18,6 @@ from mellm import colormap
 from mellm.colormap import (COLORS, DIRECTIONS, NO_DIRECTION, clip_map, color_map, color_word, direction_word, flow_only, legend, region_motion,
                             strength_word)
 from mellm.faces import FaceNotFound, ImageError, crop_face, landmarks, region_masks
-from mellm.flow import estimate_flow, head_motion, remove_head_motion
 from mellm.study import Study, read_table, write_table
 
 # A color is named by its hue, in degrees of the HSV circle.
@@ -159,54 +158,6 @@ def test_legend_shows_the_colors_of_the_maps(size):
         a = np.radians(45 * i + 4)
         x, y = (int(round((size - 1) / 2 + f(a) * .28 * size)) for f in (np.cos, np.sin))
         assert abs((hue(image[y, x]) - HUES[color_word(np.cos(a), np.sin(a))] + 180) % 360 - 180) < 4, word
-
-
-# ---- flow at its edges
-def test_flow_errors(face):
-    with pytest.raises(ValueError, match="224×224 and 100×50"): estimate_flow(face, face[:50, :100])
-    with pytest.raises(ValueError, match="'raft' is unknown"): estimate_flow(face, face, "raft")
-    with pytest.raises(ValueError, match="at least 16×16"): estimate_flow(face[:9], face[:9])
-    with pytest.raises(ValueError, match="apex frame must be uint8"): estimate_flow(face, face / 255)
-    with pytest.raises(ValueError, match="'neck' is unknown"): remove_head_motion(np.zeros((9, 9, 2)), np.zeros((68, 2)), "neck")
-    with pytest.raises(ValueError, match=r"not \(5, 2\)"): head_motion(np.zeros((9, 9, 2)), np.zeros((5, 2)))
-    with pytest.raises(ValueError, match="outside the 9×9 flow"): head_motion(np.zeros((9, 9, 2)), np.full((68, 2), 50.))
-
-
-def test_head_motion_window_is_clipped_at_the_border():
-    flow = np.random.default_rng(0).normal(size=(20, 20, 2)).astype(np.float32)
-    at = lambda x, y: np.full((68, 2), (x, y), float)
-    assert np.array_equal(head_motion(flow, at(2.9, 19)), flow[14:20, 0:8].mean((0, 1)))
-    assert np.array_equal(head_motion(flow, at(10, 10)), flow[5:16, 5:16].mean((0, 1)))
-
-
-@pytest.mark.parametrize("method", ["tvl1", "dis", "farneback"])
-def test_flow_points_from_onset_to_apex(face, method):
-    apex = np.roll(face, (0, 2), (0, 1)) # everything moves 2 px to the right
-    assert np.abs(np.median(estimate_flow(face, apex, method), (0, 1)) - [2, 0]).max() < .15
-    assert estimate_flow(face, apex, method).dtype == np.float32
-
-
-# ---- region measures
-@pytest.mark.parametrize("percent,word", [(0, "none"), (.299, "none"), (.3, "weak"), (.99, "weak"), (1, "moderate"), (2.19, "moderate"), (2.2, "strong"), (9, "strong")])
-def test_strength_words(percent, word): assert strength_word(percent) == word
-
-
-def test_region_motion_measures_what_was_put_in(face, lm):
-    masks, flow = region_masks(lm, face.shape), np.zeros((224, 224, 2), np.float32)
-    flow[masks["chin"]] = (0, -3)
-    yes = masks["left_cheek"] & (np.arange(224) % 2 == 0)
-    flow[yes], flow[masks["left_cheek"] & ~yes] = (2, 0), (-2, 0)
-    table = region_motion(flow, lm).set_index("region")
-    chin, cheek, brow = table.loc["chin"], table.loc["left_cheek"], table.loc["left_inner_brow"]
-    assert (chin.direction, chin.color, chin.strength) == ("up", "violet", "strong") and np.allclose([chin.dx, chin.dy, chin.magnitude, chin.maximum, chin.concentration], [0, -3, 3, 3, 1])
-    assert np.isclose(chin.percent, 100 * 3 / 71.68, rtol=.05)
-    assert (cheek.direction, cheek.color, cheek.strength) == (NO_DIRECTION, "mixed", "strong") and np.isclose(cheek.magnitude, 2) and cheek.concentration < .15
-    assert (brow.direction, brow.color, brow.strength, brow.magnitude) == (NO_DIRECTION, "mixed", "none", 0)
-
-
-def test_regions_outside_of_the_picture_are_still(lm):
-    table = region_motion(np.ones((100, 224, 2), np.float32), lm).set_index("region")
-    assert table.magnitude["chin"] == 0 and table.strength["chin"] == "none" and np.isfinite(table.select_dtypes("number")).all(axis=None)
 
 
 # ---- a clip
