@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import colormap
+from . import colormap, measures
 from . import eval as evaluation
 from .eval import METHODS, PATHS, corpus_name, method_name, read_metrics
 from .facs import ACTION_UNITS, au_name, format_aus
@@ -118,7 +118,7 @@ def au_hits(predictions: dict[str, pd.DataFrame], # judged rows by method
         for au in c["aus"]:
             moved = [motion.get((c["clip"], region), np.nan) for region in (ACTION_UNITS[au].regions if au in ACTION_UNITS else ())]
             percent = float(np.nanmax(moved)) if len(moved) and not np.isnan(moved).all() else np.nan
-            rows.append(dict(clip=c["clip"], corpus=c["corpus"], subject=c["subject"], au=au, percent=percent, strength=colormap.strength_word(percent) if percent == percent else "",
+            rows.append(dict(clip=c["clip"], corpus=c["corpus"], subject=c["subject"], au=au, percent=percent, strength=measures.strength_word(percent) if percent == percent else "",
                              **{method: au in (table.aus_pred[i] or ()) for method, table in predictions.items()}))
     return pd.DataFrame(rows, columns=["clip", "corpus", "subject", "au", "percent", "strength", *predictions])
 

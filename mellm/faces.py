@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BIG', 'DOUBT', 'ImageError', 'FaceNotFound', 'read_image', 'detect_faces', 'landmarks', 'eye_centers', 'inter_ocular',
-           'regions', 'region_masks', 'draw_regions', 'crop_transform', 'transform_points', 'crop_face', 'face_box']
+           'regions', 'polygon_masks', 'region_masks', 'draw_polygons', 'draw_regions', 'crop_transform',
+           'transform_points', 'crop_face', 'face_box']
 
 # %% ../nbs/00b_faces.ipynb #8dbdf706
 import importlib.metadata, os, warnings
@@ -193,32 +194,45 @@ def regions(lm: np.ndarray, # (68, 2) landmarks
     return out
 
 # %% ../nbs/00b_faces.ipynb #b2d2918d
-def region_masks(lm: np.ndarray, # (68, 2) landmarks
-                 shape: tuple, # (H, W) or (H, W, …) of the picture
-                 extra: bool=False # also the regions of mellm.facs.EXTRA_REGIONS
-                ) -> dict: # region key -> bool (H, W)
-    "The pixels inside each region."
+def polygon_masks(polygons: dict, # key -> (N, 2) corners in pixels
+                  shape: tuple # (H, W) or (H, W, …) of the picture
+                 ) -> dict: # key -> bool (H, W)
+    "The pixels inside each polygon."
     masks = {}
-    for name, polygon in regions(lm, extra).items():
+    for name, polygon in polygons.items():
         m = np.zeros(shape[:2], np.uint8)
         cv2.fillPoly(m, [np.round(polygon).astype(np.int32)], 1)
         masks[name] = m.astype(bool)
     return masks
 
+def region_masks(lm: np.ndarray, # (68, 2) landmarks
+                 shape: tuple, # (H, W) or (H, W, …) of the picture
+                 extra: bool=False # also the regions of mellm.facs.EXTRA_REGIONS
+                ) -> dict: # region key -> bool (H, W)
+    "The pixels inside each region."
+    return polygon_masks(regions(lm, extra), shape)
+
 # %% ../nbs/00b_faces.ipynb #957efcd5
+def draw_polygons(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
+                  polygons, # (N, 2) arrays, pixels
+                  color: tuple=(255, 255, 255) # RGB of the line
+                 ) -> np.ndarray: # RGB uint8 (H, W, 3), a copy
+    "Draw closed outlines with a dark rim, so that they show on any ground."
+    _check_image(image)
+    out = np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy()
+    lines = [np.round(p*8).astype(np.int32) for p in polygons]
+    thick = max(1, round(max(image.shape[:2])/400))
+    cv2.polylines(out, lines, True, (0, 0, 0), 2*thick + 1, cv2.LINE_AA, shift=3)
+    cv2.polylines(out, lines, True, color, thick, cv2.LINE_AA, shift=3)
+    return out
+
 def draw_regions(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
                  lm: np.ndarray, # (68, 2) landmarks of that picture
                  color: tuple=(255, 255, 255), # RGB of the line
                  extra: bool=False # also the regions of mellm.facs.EXTRA_REGIONS
                 ) -> np.ndarray: # RGB uint8 (H, W, 3), a copy
     "Draw the outlines of the facial regions."
-    _check_image(image)
-    out = np.repeat(image[..., None], 3, 2) if image.ndim == 2 else image.copy()
-    lines = [np.round(p*8).astype(np.int32) for p in regions(lm, extra).values()]
-    thick = max(1, round(max(image.shape[:2])/400))
-    cv2.polylines(out, lines, True, (0, 0, 0), 2*thick + 1, cv2.LINE_AA, shift=3)
-    cv2.polylines(out, lines, True, color, thick, cv2.LINE_AA, shift=3)
-    return out
+    return draw_polygons(image, regions(lm, extra).values(), color)
 
 # %% ../nbs/00b_faces.ipynb #e34554d9
 def crop_transform(lm: np.ndarray, # (68, 2) landmarks

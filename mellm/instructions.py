@@ -34,7 +34,7 @@ def strength_word(relative: float  # motion of a region over the motion of the s
     return next((w for low, w in STRENGTH_WORDS if relative >= low), "")
 
 
-def moves(regions: pd.DataFrame  # `colormap.region_motion` of one clip
+def moves(regions: pd.DataFrame  # `measures.region_motion` of one clip
           ) -> pd.DataFrame:
     "The regions that visibly move, strongest first: region, direction, color, relative, word."
     top = regions.magnitude.max()
@@ -141,7 +141,7 @@ def motion_turns(seen: pd.DataFrame, rng: np.random.Generator, n: int = 4) -> li
         elif kind == "color": turns.append((kind, _ask(kind, rng, r=name), f"{hit.color.iloc[0].capitalize()}." if len(hit) else "It is grey."))
         else:
             true = face_direction(region, hit.direction.iloc[0]) if len(hit) else None
-            others = sorted({face_direction(region, d) for d in colormap.DIRECTIONS} - {true})
+            others = sorted({face_direction(region, d) for d in facs.DIRECTIONS} - {true})
             say_yes = true is not None and rng.random() < .5
             turns.append((kind, _ask(kind, rng, r=name, d=true if say_yes else rng.choice(others)), "Yes." if say_yes else "No."))
     return turns

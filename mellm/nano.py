@@ -31,7 +31,7 @@ CHAT_TEMPLATE = ("{% for message in messages %}<|im_start|>{{ message['role'] }}
 def vocabulary_text() -> list[str]:
     "The sentences that nano's tokenizer is trained on: prompts, questions, directions, regions, FACS names."
     from mellm.instructions import STRENGTH_WORDS, face_direction
-    from mellm.colormap import COLORS, DIRECTIONS
+    from mellm.measures import COLORS, DIRECTIONS
     regions = [facs.region_name(r) for r in facs.REGIONS]
     ways = sorted({face_direction(r, o) for r in facs.REGIONS for o in DIRECTIONS})
     lines = [SYSTEM, *DESCRIBE, "system\n", "user\n", "assistant\n", "Yes.", "No.", "It does not move clearly.", "Nothing moves clearly.", "It is grey."]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mellm.baselines import BASELINES, LeakError, check_leak, flow_histogram, histograms, load_flow, majority, svm
-from mellm.colormap import DIRECTIONS
+from mellm.facs import DIRECTIONS
 from mellm.study import Study
 
 STUDY = Study(name="test")

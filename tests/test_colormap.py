@@ -15,9 +15,9 @@ from skimage import data
 
 import mellm
 from mellm import colormap
-from mellm.colormap import (COLORS, DIRECTIONS, NO_DIRECTION, clip_map, color_map, color_word, direction_word, flow_only, legend, region_motion,
-                            strength_word)
-from mellm.faces import FaceNotFound, ImageError, crop_face, landmarks, region_masks
+from mellm.colormap import clip_map, color_map, flow_only, legend
+from mellm.faces import FaceNotFound, ImageError, crop_face, landmarks
+from mellm.measures import COLORS, DIRECTIONS, color_word, direction_word
 from mellm.study import Study, read_table, write_table
 
 # A color is named by its hue, in degrees of the HSV circle.

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from mellm import colormap, facs
+from mellm import facs, measures
 from mellm.labels import EMOTIONS3
 from mellm import instructions as I
 
@@ -17,7 +17,7 @@ def regions(**vectors):
     for key in facs.REGIONS:
         dx, dy = vectors.get(key, (0., 0.))
         m = float(np.hypot(dx, dy))
-        rows.append(dict(region=key, dx=dx, dy=dy, magnitude=m, percent=100 * m / 72, direction=colormap.direction_word(dx, dy), color=colormap.color_word(dx, dy), concentration=1. if m else 0.))
+        rows.append(dict(region=key, dx=dx, dy=dy, magnitude=m, percent=100 * m / 72, direction=measures.direction_word(dx, dy), color=measures.color_word(dx, dy), concentration=1. if m else 0.))
     return pd.DataFrame(rows)
 
 
