@@ -6,13 +6,13 @@
 __all__ = ['COLORS', 'WEAK', 'MODERATE', 'STRONG', 'UNCLEAR', 'NO_DIRECTION', 'FINE_REGIONS', 'REGION_SETS', 'direction_word',
            'color_word', 'direction_angle', 'strength_word', 'fine_regions', 'region_chart', 'region_motion']
 
-# %% ../nbs/01d_measures.ipynb #0a0895a9
+# %% ../nbs/01d_measures.ipynb #3e689387
 import numpy as np, pandas as pd
 from . import faces
 from .facs import DIRECTIONS
 from .flow import _check_flow
 
-# %% ../nbs/01d_measures.ipynb #f86ed861
+# %% ../nbs/01d_measures.ipynb #1748fbfa
 COLORS = ("red", "orange", "yellow", "yellow-green", "green", "spring green", "cyan", "sky blue", "blue", "violet", "magenta", "pink") # every 30° of hue
 
 def _angle(dx, dy): return np.degrees(np.arctan2(dy, dx)) % 360
@@ -27,13 +27,13 @@ def color_word(dx: float, dy: float # pixels, x right, y down
     "Name of the color in which the color map paints a direction."
     return "none" if dx == 0 and dy == 0 else COLORS[int(np.round(_angle(dx, dy)/30)) % 12]
 
-# %% ../nbs/01d_measures.ipynb #d8d64197
+# %% ../nbs/01d_measures.ipynb #8521575e
 def direction_angle(dx: float, dy: float # pixels, x right, y down
                    ) -> float: # degrees, 0 ≤ angle < 360, NaN for no motion
     "The angle of a motion, counter-clockwise from the right, up positive (the convention of MELLM v3)."
     return float("nan") if dx == 0 and dy == 0 else float(np.degrees(np.arctan2(-dy, dx))) % 360 % 360
 
-# %% ../nbs/01d_measures.ipynb #067de46d
+# %% ../nbs/01d_measures.ipynb #efc12b9e
 WEAK, MODERATE, STRONG = .3, 1., 2.2 # lower limits of mean motion in percent of the inter-ocular distance
 
 def strength_word(percent: float # of the inter-ocular distance
@@ -41,7 +41,7 @@ def strength_word(percent: float # of the inter-ocular distance
     "Name the strength of a motion."
     return "none" if percent < WEAK else "weak" if percent < MODERATE else "moderate" if percent < STRONG else "strong"
 
-# %% ../nbs/01d_measures.ipynb #8f5fc095
+# %% ../nbs/01d_measures.ipynb #0918f045
 UNCLEAR = .15 # below this concentration a region has no direction
 NO_DIRECTION = "no clear dominant direction"
 
@@ -57,14 +57,14 @@ def _measure(vectors: np.ndarray, # (N, 2) px, N may be 0
                 direction=direction_word(dx, dy) if clear else NO_DIRECTION, angle=direction_angle(dx, dy), color=color_word(dx, dy) if clear else "mixed",
                 concentration=concentration, strength=strength_word(100*total/n/distance))
 
-# %% ../nbs/01d_measures.ipynb #6840d21a
+# %% ../nbs/01d_measures.ipynb #de8b4221
 _SHARED = {f"{side}_{part}" for side in ("left", "right") for part in ("inner_brow", "outer_brow", "cheek", "nostril", "mouth_corner")} | {"chin"}
 FINE_REGIONS = (*(f"{side}_{part}_brow" for part in ("inner", "outer") for side in ("left", "right")),
                 *(f"{side}_{part}_{lid}_eyelid" for lid in ("upper", "lower") for side in ("left", "right") for part in ("inner", "middle", "outer")),
                 *(f"{side}_{part}" for part in ("cheek", "nostril", "mouth_corner") for side in ("left", "right")),
                 *(f"{part}_{lip}_lip" for lip in ("upper", "lower") for part in ("right", "middle", "left")), "chin")
 
-# %% ../nbs/01d_measures.ipynb #2f8a6f4c
+# %% ../nbs/01d_measures.ipynb #261f9de3
 def _cut_band(a: np.ndarray, # (N, 2) one edge, px
               b: np.ndarray, # (M, 2) the other edge, running the same way
               parts: int=3, steps: int=4 # polygons, and corners a side of each
@@ -76,7 +76,7 @@ def _cut_band(a: np.ndarray, # (N, 2) one edge, px
         edges.append(np.stack([np.interp(t, way/(way[-1] or 1), line[:, i]) for i in (0, 1)], 1))
     return [np.concatenate([edges[0][i:i + steps + 1], edges[1][i:i + steps + 1][::-1]]) for i in range(0, parts*steps, steps)]
 
-# %% ../nbs/01d_measures.ipynb #69607d74
+# %% ../nbs/01d_measures.ipynb #c226b832
 _LIDS = {"left": ((42, 43, 44, 45), (42, 47, 46, 45)), "right": ((39, 38, 37, 36), (39, 40, 41, 36))} # upper and lower line, inner to outer corner
 _LIPS = {"upper": ((49, 50, 51, 52, 53), ((60, 61), 61, 62, 63, (63, 64)), -1), "lower": ((59, 58, 57, 56, 55), ((60, 67), 67, 66, 65, (65, 64)), 1)} # outer line, inner line, outwards
 
@@ -88,14 +88,14 @@ def fine_regions(lm: np.ndarray # (68, 2) landmarks
     line = lambda points: np.array([lm[np.atleast_1d(p)].mean(0) for p in points])
     for side, lids in _LIDS.items():
         for lid, points, away in zip(("upper", "lower"), lids, (-1, 1)):
-            bands = _cut_band(line(points) + away*.12*d*y, line(points) - away*.025*d*y)
+            bands = _cut_band(line(points) + away*.09*d*y, line(points) - away*.025*d*y)
             out |= {f"{side}_{part}_{lid}_eyelid": p for part, p in zip(("inner", "middle", "outer"), bands)}
     for lip, (outer, inner, away) in _LIPS.items():
         bands = _cut_band(line(outer) + away*.05*d*y, line(inner))
         out |= {f"{part}_{lip}_lip": p for part, p in zip(("right", "middle", "left"), bands)}
     return {k: out[k] for k in FINE_REGIONS}
 
-# %% ../nbs/01d_measures.ipynb #4d4aa041
+# %% ../nbs/01d_measures.ipynb #f6678b36
 REGION_SETS = {"facs": faces.regions, "fine": fine_regions} # name -> function of the landmarks
 
 def _outlines(lm: np.ndarray, regions: str) -> dict:
@@ -103,15 +103,18 @@ def _outlines(lm: np.ndarray, regions: str) -> dict:
     if regions not in REGION_SETS: raise ValueError(f"The set of regions {regions!r} is unknown. Choose one of {', '.join(REGION_SETS)}.")
     return REGION_SETS[regions](lm)
 
-def _margin(polygons: dict, middle: float) -> tuple: # names by image side, from top to bottom
-    "Which names stand in the left margin and which in the right; those of the middle go where there is room."
-    sides, at = ([], []), {k: p.mean(0) for k, p in polygons.items()}
-    for k in sorted(at, key=lambda k: abs(at[k][0] - middle), reverse=True):
-        left = at[k][0] < middle if k.split("_")[0] in ("left", "right") else len(sides[0]) <= len(sides[1])
+def _margin(at: dict, # region key -> (x, y) of its middle, px
+            nose: np.ndarray # (x, y) of the point between the eyes
+           ) -> tuple: # names in the left margin and in the right, from top to bottom
+    "Where the names stand, so that their lines do not cross; names of the middle go where there is room."
+    out, sides = {k: abs(x - nose[0]) for k, (x, y) in at.items()}, ([], [])
+    for k in sorted(at, key=out.get, reverse=True):
+        left = at[k][0] < nose[0] if k.split("_")[0] in ("left", "right") else len(sides[0]) <= len(sides[1])
         sides[0 if left else 1].append(k)
-    return tuple(sorted(side, key=lambda k: at[k][1]) for side in sides)
+    below = lambda k: at[k][1] > nose[1] # above the eyes the inner name comes first, below them the outer one
+    return tuple(sorted(side, key=lambda k: (below(k), at[k][1] + (-.6 if below(k) else .6)*out[k])) for side in sides)
 
-# %% ../nbs/01d_measures.ipynb #e19a2f7b
+# %% ../nbs/01d_measures.ipynb #7bd0fcac
 def region_chart(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
                  lm: np.ndarray, # (68, 2) landmarks of that picture
                  regions: str="fine", # of REGION_SETS
@@ -124,17 +127,18 @@ def region_chart(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     fig = ax.figure if ax else Figure(figsize=(7.4, 4.6), layout="constrained")
     ax = ax or fig.subplots()
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
-    for side, names in enumerate(_margin(polygons, lm[27, 0])):
+    at = {k: p.mean(0) for k, p in polygons.items()}
+    for side, names in enumerate(_margin(at, np.mean(faces.eye_centers(lm), 0))):
         for i, (name, y) in enumerate(zip(names, np.linspace(.03*h, .97*h, len(names)))):
-            color = CYCLE[1:][(i + side) % 5]
+            color = CYCLE[1:][i % 5]
             ax.fill(*polygons[name].T, facecolor=color, alpha=.28), ax.fill(*polygons[name].T, facecolor="none", edgecolor=color, lw=1.3)
-            edge = polygons[name][np.argmin(polygons[name][:, 0]) if not side else np.argmax(polygons[name][:, 0])]
-            ax.annotate(name.replace("_", " "), edge, (-.06*w if not side else 1.06*w, y), fontsize=7.5, va="center", ha=("right", "left")[side], color=PALETTE["ink"],
-                        annotation_clip=False, arrowprops=dict(arrowstyle="-", color=color, lw=.7, shrinkA=1, shrinkB=0))
+            ax.annotate(name.replace("_", " "), at[name], (-.06*w if not side else 1.06*w, y), fontsize=7.5, va="center", ha=("right", "left")[side], color=PALETTE["ink"],
+                        annotation_clip=False, arrowprops=dict(arrowstyle="-", color=color, lw=.9, shrinkA=1, shrinkB=0))
+            ax.plot(*at[name], "o", color=color, ms=3, mec="white", mew=.5)
     ax.set(xlim=(0, w), ylim=(h, 0)); ax.set_axis_off()
     return fig
 
-# %% ../nbs/01d_measures.ipynb #7f69958b
+# %% ../nbs/01d_measures.ipynb #37f15b5a
 def region_motion(flow: np.ndarray, # (H, W, 2) pixels, head motion removed
                   lm: np.ndarray, # (68, 2) landmarks of the onset
                   regions: str="facs" # "facs": the fifteen of mellm.facs.REGIONS, "fine": the twenty-nine of FINE_REGIONS

@@ -215,17 +215,17 @@ def test_batch_goes_on_past_bad_clips_and_reports_them(study):
 
 
 def test_interrupted_batch_resumes(study, monkeypatch):
-    made, real = [], colormap.clip_map
+    made, real = [], colormap.face_motion
 
     def once(*args, **kwargs):
         if len(made) == 1: raise KeyboardInterrupt
         made.append(1)
         return real(*args, **kwargs)
-    monkeypatch.setattr(colormap, "clip_map", once)
+    monkeypatch.setattr(colormap, "face_motion", once)
     with pytest.raises(KeyboardInterrupt): colormap.build(study)
     kept = {p: p.stat().st_mtime_ns for p in study.folder.rglob("maps/*.npz")}
     assert len(kept) == 1 and "colormap.partial" in str(next(iter(kept))) and not (study.folder / "colormap").exists()
-    monkeypatch.setattr(colormap, "clip_map", real)
+    monkeypatch.setattr(colormap, "face_motion", real)
     with pytest.warns(UserWarning): folder = colormap.build(study)
     assert {p.name: p.stat().st_mtime_ns for p in folder.glob("maps/*.npz")}.items() >= {p.name: t for p, t in kept.items()}.items()
     assert colormap.build(study) == folder # and a finished stage returns at once
