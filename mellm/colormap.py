@@ -7,7 +7,7 @@ __all__ = ['FULL', 'STYLES', 'NEED_LANDMARKS', 'REPORT', 'SETTINGS', 'FacePair',
            'color_map', 'legend', 'ClipMap', 'clip_map', 'explain_map', 'picture_to_frame', 'flow_to_frame',
            'make_clip', 'make_maps', 'build']
 
-# %% ../nbs/01_flow_colormap.ipynb #914edf61
+# %% ../nbs/01_flow_colormap.ipynb #8f83e075
 import hashlib, json, re, time, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from .flow import HEAD_MOTION, METHODS, _check_flow, _grey, face_motion, remove_
 from .measures import DIRECTIONS, _angle, region_chart, region_motion
 from .study import _atomic, read_table, resolve, stage, write_table
 
-# %% ../nbs/01_flow_colormap.ipynb #1da7d9a3
+# %% ../nbs/01_flow_colormap.ipynb #2e527f81
 @dataclass(frozen=True)
 class FacePair:
     "A face cut out of two frames by one transform; `landmarks` in pixels of the crops."
@@ -43,7 +43,7 @@ def crop_pair(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
     (a, M), (b, _) = crop_face(onset, lm, size), crop_face(apex, lm, size)
     return FacePair(a, b, transform_points(lm, M), M, face_box(lm, onset.shape))
 
-# %% ../nbs/01_flow_colormap.ipynb #3a5778c2
+# %% ../nbs/01_flow_colormap.ipynb #db01dd4c
 def _polar(flow): return cv2.cartToPolar(np.ascontiguousarray(flow[..., 0], np.float32), np.ascontiguousarray(flow[..., 1], np.float32), angleInDegrees=True)
 
 def _hues(angle: np.ndarray, # (H, W) degrees, clockwise from the right
@@ -61,7 +61,7 @@ def flow_only(flow: np.ndarray # (H, W, 2) pixels, head motion removed
     magnitude, angle = _polar(_check_flow(flow))
     return _hues(angle, cv2.normalize(magnitude, None, 0, 255, cv2.NORM_MINMAX))
 
-# %% ../nbs/01_flow_colormap.ipynb #73faf286
+# %% ../nbs/01_flow_colormap.ipynb #4a433237
 def _over(grey: np.ndarray, # (H, W) uint8
           colors: np.ndarray, # RGB uint8 (H, W, 3)
           keep: np.ndarray # (H, W) bool: where colors show
@@ -78,7 +78,7 @@ def _v1(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray
     "MELLM v1: masked colors added to the grey onset."
     return _over(grey, flow_only(flow), _fast(flow, percentile))
 
-# %% ../nbs/01_flow_colormap.ipynb #e05c71e9
+# %% ../nbs/01_flow_colormap.ipynb #d91d70f0
 def _white(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray:
     "White-ground rendering: hue = direction, saturation = magnitude / maximum; pixels below the percentile are white."
     dx, dy = flow[..., 0], flow[..., 1]
@@ -90,7 +90,7 @@ def _white(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndar
     full = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return ((1 - strength[..., None])*255 + strength[..., None]*full).astype(np.uint8)
 
-# %% ../nbs/01_flow_colormap.ipynb #1f1ffb20
+# %% ../nbs/01_flow_colormap.ipynb #eceb31a9
 FULL = 5. # % of the inter-ocular distance that the physical style paints in full brightness
 
 def _physical(grey: np.ndarray, flow: np.ndarray, percentile: float, lm: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ def _physical(grey: np.ndarray, flow: np.ndarray, percentile: float, lm: np.ndar
     value = np.minimum(magnitude*(100/FULL/inter_ocular(lm)), 1)*255
     return _over(grey, _hues(angle, value), _fast(flow, percentile))
 
-# %% ../nbs/01_flow_colormap.ipynb #7eed2e6f
+# %% ../nbs/01_flow_colormap.ipynb #ee6cffe9
 def face_outline(lm: np.ndarray # (68, 2) landmarks
                 ) -> np.ndarray: # (N, 2) polygon, pixels
     "The outline of the face: the jaw line, closed by half an ellipse over the forehead. Raises `ValueError` for landmarks that make no face."
@@ -117,12 +117,12 @@ def _face(grey: np.ndarray, flow: np.ndarray, percentile: float, lm: np.ndarray)
     value = np.minimum(magnitude/(magnitude[inside].max() or 1), 1)*255
     return _over(grey, _hues(angle, value), inside & (magnitude > np.percentile(magnitude[inside], percentile)))
 
-# %% ../nbs/01_flow_colormap.ipynb #41daa63f
+# %% ../nbs/01_flow_colormap.ipynb #dc822ea0
 def _side(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray: # (H, 2·W, 3)
     "The grey onset on the left, the colors of v1 on black on the right."
     return np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), _over(np.zeros_like(grey), flow_only(flow), _fast(flow, percentile))], 1)
 
-# %% ../nbs/01_flow_colormap.ipynb #c86f9de7
+# %% ../nbs/01_flow_colormap.ipynb #5ebd6c41
 _GREY, _REACH = 54., 38. # lightness without motion, and the largest circle around it, in CIE Lab units, that a screen can show without red and green
 
 def _safe(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray:
@@ -132,21 +132,21 @@ def _safe(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarr
     lab = np.stack([_GREY - v[..., 1], np.zeros_like(v[..., 0]), v[..., 0]], -1).astype(np.float32)
     return np.clip(np.round(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)*255), 0, 255).astype(np.uint8)
 
-# %% ../nbs/01_flow_colormap.ipynb #13639bc3
+# %% ../nbs/01_flow_colormap.ipynb #c58b9259
 def _arrows(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray:
-    "Arrows over the grey onset, a cell's mean motion each; the longest is 1.6 cells long, and cells below the percentile or a tenth of the fastest have none."
+    "Arrows over the grey onset, a cell's mean motion each; the longest is 1.6 cells long, and cells below the percentile or a fifth of the fastest have none."
     out, (h, w) = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), grey.shape
-    step = max(6, round(min(h, w)/22))
+    step = max(6, round(min(h, w)/17))
     mean = cv2.resize(flow.astype(np.float32), (max(w//step, 1), max(h//step, 1)), interpolation=cv2.INTER_AREA)
     length = np.hypot(mean[..., 0], mean[..., 1])
     top, cell = length.max(), np.array([w/mean.shape[1], h/mean.shape[0]])
-    for i, j in zip(*np.nonzero((length > .1*top) & (length >= np.percentile(length, percentile)))):
+    for i, j in zip(*np.nonzero((length > .2*top) & (length >= np.percentile(length, percentile)))):
         middle, half = (np.array([j, i]) + .5)*cell, mean[i, j]*.8*step/top
         ends = [tuple(np.round((middle + s*half)*16).astype(int).tolist()) for s in (-1, 1)]
         for color, thick in (((20, 20, 20), 3), ((255, 220, 60), 1)): cv2.arrowedLine(out, *ends, color, thick, cv2.LINE_AA, 4, .35)
     return out
 
-# %% ../nbs/01_flow_colormap.ipynb #fc745c40
+# %% ../nbs/01_flow_colormap.ipynb #f023a275
 STYLES = {"v1": _v1, "white": _white, "physical": _physical, "face": _face, "side": _side, "safe": _safe, "arrows": _arrows}
 NEED_LANDMARKS = {"physical": "for the inter-ocular distance", "face": "for the face's outline"}
 
@@ -173,7 +173,7 @@ def color_map(onset: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     grey = onset if onset.ndim == 2 else cv2.cvtColor(onset, cv2.COLOR_RGB2GRAY)
     return STYLES[style](np.ascontiguousarray(grey), flow, percentile, lm if lm is None else _check_landmarks(lm))
 
-# %% ../nbs/01_flow_colormap.ipynb #f2dcb7b9
+# %% ../nbs/01_flow_colormap.ipynb #f6cc95ff
 def _sample(style: str, flow: np.ndarray) -> np.ndarray: # RGB uint8 (H, W, 3)
     "What a style makes of a flow where there is no face."
     if style in ("white", "safe"): return STYLES[style](np.zeros(flow.shape[:2], np.uint8), flow, 0, None)
@@ -198,7 +198,7 @@ def legend(size: int=224, # side in pixels
         draw.multiline_text(at, rows, fill=(30, 30, 30), font=font, anchor="mm", align="center", spacing=0)
     return np.asarray(image)
 
-# %% ../nbs/01_flow_colormap.ipynb #8389ef62
+# %% ../nbs/01_flow_colormap.ipynb #256bdd9e
 @dataclass(frozen=True)
 class ClipMap:
     "The motion of one clip; pictures are crops (size, size, 3) RGB, `landmarks` and `flow` in their pixels."
@@ -227,7 +227,7 @@ def _finish(pair: FacePair, flow: np.ndarray, style: str, percentile: float) -> 
     painted = color_map(a, flow, style, percentile, pair.landmarks)
     return ClipMap(painted, flow, pair.landmarks, region_motion(flow, pair.landmarks), a, b, pair.box, pair.transform, style)
 
-# %% ../nbs/01_flow_colormap.ipynb #434ad92e
+# %% ../nbs/01_flow_colormap.ipynb #2a1fe63a
 def clip_map(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
              apex: np.ndarray, # uint8 frame of the same size
              flow: str="tvl1", head_motion: str="nose", # methods of mellm.flow
@@ -242,7 +242,7 @@ def clip_map(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
     motion = face_motion(pair.onset, pair.apex, pair.landmarks, flow, head_motion, device)
     return _finish(pair, motion.expression, style, percentile)
 
-# %% ../nbs/01_flow_colormap.ipynb #9d883aca
+# %% ../nbs/01_flow_colormap.ipynb #dd0bb962
 def _bar(done: ClipMap, ax) -> None:
     "The strength bar of a clip: what its style makes of motion to the right, from none (or the slowest pixel) to the fastest."
     magnitude, iod = np.hypot(done.flow[..., 0], done.flow[..., 1]), inter_ocular(done.landmarks)
@@ -250,24 +250,26 @@ def _bar(done: ClipMap, ax) -> None:
     ramp = np.zeros((26, 260, 2), np.float32)
     ramp[..., 0] = np.linspace(low, high, 260)
     ax.imshow(_sample(done.style, ramp), extent=(low, high, 0, 1), aspect="auto"); ax.grid(False)
-    ax.set(yticks=[], xlabel="motion to the right [px of the crop]" + (", and more" if done.style == "physical" else ""))
-    ax.spines[["left", "bottom"]].set_visible(False)
-    ax.secondary_xaxis("top", functions=(lambda px: 100*px/iod, lambda p: p*iod/100)).set_xlabel("% of the inter-ocular distance")
+    ax.set_yticks([]), ax.spines[["left", "bottom"]].set_visible(False)
+    ax.set_xlabel("motion [px of the crop]" + (" and more" if done.style == "physical" else ""), fontsize=8)
+    top = ax.secondary_xaxis("top", functions=(lambda px: 100*px/iod, lambda p: p*iod/100))
+    top.set_xlabel("[% of the inter-ocular distance]", fontsize=8)
+    for axis in (ax, top): axis.tick_params(labelsize=8)
 
 def explain_map(done: ClipMap, # of clip_map
                 regions: str="facs" # "facs" or "fine"
                ): # matplotlib Figure
     "A clip's color map with its full legend: wheel, strength bar with units, and the regions with their names."
     from matplotlib.figure import Figure
-    fig = Figure(figsize=(9.6, 4.2), layout="constrained")
-    parts = fig.subplot_mosaic([["map", "wheel", "regions"], ["map", "wheel", "regions"], ["map", "bar", "regions"]], width_ratios=(1.1, .9, 1.6))
-    for key, image in (("map", done.color_map), ("wheel", legend(260, done.style))): parts[key].imshow(image), parts[key].set_axis_off()
+    fig = Figure(figsize=(9.6, 3.4), layout="constrained")
+    parts = fig.subplot_mosaic([["map", "wheel", "regions"], ["map", "bar", "regions"]], width_ratios=(1.15, 1, 2.1), height_ratios=(5, 1))
+    for key, image in (("map", done.color_map), ("wheel", legend(440, done.style)[40:400])): parts[key].imshow(image, interpolation="antialiased"), parts[key].set_axis_off()
     parts["map"].set_title(f"color map, style {done.style}", fontsize=9)
     _bar(done, parts["bar"])
     region_chart(cv2.cvtColor(done.onset, cv2.COLOR_RGB2GRAY), done.landmarks, regions, parts["regions"])
     return fig
 
-# %% ../nbs/01_flow_colormap.ipynb #6c216b4e
+# %% ../nbs/01_flow_colormap.ipynb #fd2c2256
 def _spread(crop: np.ndarray, transform: np.ndarray, shape: tuple) -> tuple: # (H, W, C) float32, (H, W) bool
     "A crop at its place in the frame, and where it lies."
     back = cv2.invertAffineTransform(np.asarray(transform, float))
@@ -291,7 +293,7 @@ def flow_to_frame(flow: np.ndarray, # (size, size, 2) pixels of the crop
     back = cv2.invertAffineTransform(np.asarray(transform, float))[:, :2]
     return (warped @ back.T*inside[..., None]).astype(np.float32)
 
-# %% ../nbs/01_flow_colormap.ipynb #164212ae
+# %% ../nbs/01_flow_colormap.ipynb #25aa03d2
 def _file_name(clip: str) -> str:
     "A clip's key as a safe file name; a checksum keeps keys apart that would otherwise become the same."
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", clip)[:100].lstrip(".")
@@ -307,7 +309,7 @@ def _save_clip(done: ClipMap, picture: Path, arrays: Path, **extra):
     kept = dict(flow=done.flow.astype(np.float16), landmarks=done.landmarks, transform=done.transform, inverse=done.inverse, box=np.array(done.box), **extra)
     _atomic(arrays, lambda part: np.savez_compressed(part, **kept))
 
-# %% ../nbs/01_flow_colormap.ipynb #434585ce
+# %% ../nbs/01_flow_colormap.ipynb #640294d7
 REPORT = ("clip", "ok", "seconds", "x", "y", "width", "height", "reason", "note")
 
 def _row(clip: str, ok: bool=False, seconds: float=0., box=(-1, -1, -1, -1), reason: str="", note: str="") -> dict:
@@ -322,7 +324,7 @@ def _finished(clip: str, arrays: Path, mark: str) -> dict: # None when the clip 
         with np.load(arrays) as z: return _row(clip, True, z["seconds"], z["box"], note=str(z["note"])) if str(z["made_from"]) == mark else None
     except Exception: return None # not there, or damaged: it is made anew
 
-# %% ../nbs/01_flow_colormap.ipynb #39ec4ba8
+# %% ../nbs/01_flow_colormap.ipynb #3401158a
 @dataclass(frozen=True)
 class _Job:
     "A clip on its way: its crops, and where its files go."
@@ -346,7 +348,7 @@ def _open_clip(clip: str, onset: str, apex: str, folder: str, settings: dict): #
         return _Job(clip, arrays, mark, settings, pair, note, time.perf_counter() - start)
     except Exception as error: return _failed(clip, error, time.perf_counter() - start)
 
-# %% ../nbs/01_flow_colormap.ipynb #db7eaeba
+# %% ../nbs/01_flow_colormap.ipynb #fbd87e3d
 def _motion(job: _Job) -> tuple: # (size, size, 2) flow or the error, seconds
     "The face's motion in one clip."
     s, p, start = job.settings, job.pair, time.perf_counter()
@@ -364,7 +366,7 @@ def _motions(jobs: list) -> list: # what _motion gives for each
     clean = [remove_head_motion(e + h, job.pair.landmarks, s["head_motion"], h) for e, h, job in zip(expression, head, jobs)]
     return [(flow, (time.perf_counter() - start)/len(jobs)) for flow in clean]
 
-# %% ../nbs/01_flow_colormap.ipynb #35434097
+# %% ../nbs/01_flow_colormap.ipynb #24ea90eb
 def _close_clip(job: _Job, found: tuple) -> dict:
     "Paint, measure and write one clip; returns its row of report.csv."
     (flow, seconds), start = found, time.perf_counter()
@@ -385,7 +387,7 @@ def make_clip(clip: str, # its key
     job = _open_clip(clip, onset, apex, folder, settings)
     return job if isinstance(job, dict) else _close_clip(job, _motion(job))
 
-# %% ../nbs/01_flow_colormap.ipynb #93af1fb3
+# %% ../nbs/01_flow_colormap.ipynb #413f0c92
 def _check_table(table: pd.DataFrame, flow: str, head_motion: str, style: str, percentile: float) -> None:
     "Raise `ValueError` for a table or settings with which no clip can be made."
     _check_style(style, percentile)
@@ -405,7 +407,7 @@ def _region_tables(names, folder: Path, regions: str) -> pd.DataFrame:
         tables.append(table)
     return pd.concat(tables, ignore_index=True).round(5)
 
-# %% ../nbs/01_flow_colormap.ipynb #7b35a61e
+# %% ../nbs/01_flow_colormap.ipynb #ebfa4315
 def make_maps(table: pd.DataFrame, # columns clip, onset_path, apex_path
               out: Path, # folder for maps/, report.csv, regions.csv and fine_regions.csv
               flow: str="tvl1", head_motion: str="nose", # methods of mellm.flow
@@ -429,7 +431,7 @@ def make_maps(table: pd.DataFrame, # columns clip, onset_path, apex_path
         if len(good): write_table(out/f"{name}.csv", _region_tables(good, out, regions))
     return report
 
-# %% ../nbs/01_flow_colormap.ipynb #c070f50e
+# %% ../nbs/01_flow_colormap.ipynb #cee49299
 SETTINGS = ("flow", "head_motion", "style", "percentile", "size")
 
 def _fill(study, folder: Path, clips: pd.DataFrame):
