@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WorkerKilled', 'run', 'run_on_device', 'keep_settings']
 
-# %% ../nbs/01e_batch.ipynb #a07c3023
+# %% ../nbs/01e_batch.ipynb #ec42d215
 import json, os, sys, threading, time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from .study import _plain, write_json
 
-# %% ../nbs/01e_batch.ipynb #bbd194bc
+# %% ../nbs/01e_batch.ipynb #31ac724d
 @lru_cache(maxsize=None)
 def _watch(parent: int):
     "End this process soon after its parent has ended, so that a killed job leaves no process behind."
@@ -34,7 +34,7 @@ def _one(number: int, work: Callable, job: tuple, parent: int) -> tuple:
     if os.getpid() != parent: _settle(parent)
     return number, work(*job)
 
-# %% ../nbs/01e_batch.ipynb #8a12e57e
+# %% ../nbs/01e_batch.ipynb #eac3d0a8
 class WorkerKilled(RuntimeError):
     "A process of a batch job was killed from outside; what is finished is kept."
 
@@ -51,7 +51,7 @@ def _results(jobs: list, work: Callable, workers: int, backend: str | None, pati
         if not lost & {c.__name__ for c in type(error).__mro__}: raise
         raise WorkerKilled("A worker process was killed, probably for lack of memory: run again with fewer workers; what is finished is kept.") from error
 
-# %% ../nbs/01e_batch.ipynb #59a64f30
+# %% ../nbs/01e_batch.ipynb #9e0cf962
 def _in_order(jobs: list, work: Callable, workers: int, backend: str | None = None, patience: float | None = None, each: Callable = lambda: None) -> list:
     "The results in the order of the jobs; `each` is called after every one."
     results = [None]*len(jobs)
@@ -60,7 +60,7 @@ def _in_order(jobs: list, work: Callable, workers: int, backend: str | None = No
         each()
     return results
 
-# %% ../nbs/01e_batch.ipynb #a201fa69
+# %% ../nbs/01e_batch.ipynb #3bf818bb
 def _bar(total: int, label: str):
     "A progress bar on stderr with rate and time left: live on a terminal, a line every half minute in a log, none in a notebook or for a handful."
     from tqdm import tqdm
@@ -68,7 +68,7 @@ def _bar(total: int, label: str):
     hidden = total <= 8 or not live and "ipykernel" in sys.modules
     return tqdm(total=total, unit=f" {label}", file=sys.stderr, mininterval=1 if live else 30, disable=hidden)
 
-# %% ../nbs/01e_batch.ipynb #0a3a95d1
+# %% ../nbs/01e_batch.ipynb #a392973c
 def run(jobs: list, # tuples of arguments
         work: Callable, # called with each of them; a function of a module
         workers: int=0, # processes, 0 = all cores; a cluster decides by itself
@@ -79,7 +79,7 @@ def run(jobs: list, # tuples of arguments
     "Call `work` on every job in several processes. What `work` raises passes through; `WorkerKilled` when a process was killed."
     with _bar(len(jobs), label) as bar: return _in_order(jobs, work, workers, backend, patience, bar.update)
 
-# %% ../nbs/01e_batch.ipynb #3935d435
+# %% ../nbs/01e_batch.ipynb #3d2fd7bc
 def run_on_device(jobs: list, # tuples of arguments
                   read: Callable, # called with each of them in a worker: what the device needs, or a dict when there is nothing more to do
                   compute: Callable, # list of what `read` gave -> list of results; here, in this process, which holds the device
@@ -101,7 +101,7 @@ def run_on_device(jobs: list, # tuples of arguments
             bar.update(len(part))
     return done
 
-# %% ../nbs/01e_batch.ipynb #cb4aec82
+# %% ../nbs/01e_batch.ipynb #78dfdd6b
 def keep_settings(folder: Path, # of the results of a job
                   settings: dict # what they depend on: names and plain values
                  ) -> None:

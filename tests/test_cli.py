@@ -40,7 +40,7 @@ def test_help_is_quick_and_names_the_commands():
     start = time.time()
     done = mellm_command("--help")
     assert done.returncode == 0 and done.stderr == "" and time.time() - start < 10
-    assert re.search(r"^  study ", done.stdout, re.M) and re.search(r"^  explain ", done.stdout, re.M) and done.stdout.count("...") == 1
+    assert all(re.search(rf"^  {name} ", done.stdout, re.M) for name in ("study", "colormap", "explain")) and done.stdout.count("...") == 1
 
 
 def test_no_words_show_the_help():
@@ -52,7 +52,7 @@ def test_version():
     assert (result.exit_code, result.stdout) == (0, f"mellm {mellm.__version__}\n")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["study", "--help"], ["explain", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["study", "--help"], ["explain", "--help"], ["colormap", "--help"]])
 def test_help_loads_no_model(words):
     code = f"import sys\nfrom mellm.cli import app\ntry: app({words!r})\nexcept SystemExit: pass\nassert not {{'torch', 'transformers', 'cv2', 'dlib'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
@@ -231,3 +231,120 @@ def test_without_notebooks_the_stages_run_all_the_same(clone, monkeypatch):
     result = runner.invoke(cli.app, ["study"])
     assert result.exit_code == 0 and built == [("analysis", Study())] and result.stdout.endswith("the table of eval\n")
     assert runner.invoke(cli.app, ["study", "--to", "colormap"]).exit_code == 0 and built[1][0] == "colormap"
+
+
+# colormap
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    "A folder of frames: good ones, one cut off, one without a face, one of another size."
+    import cv2
+    from skimage import data
+    from mellm.faces import crop_face, landmarks
+    folder = tmp_path_factory.mktemp("frames")
+    face = crop_face(data.astronaut(), landmarks(data.astronaut()))[0]
+    for name, image in dict(onset=face, apex=np.roll(face, 1, 0), grey=np.full_like(face, 128), small=face[:200]).items():
+        cv2.imwrite(str(folder / f"{name}.png"), image[..., ::-1])
+    (folder / "cut.png").write_bytes((folder / "apex.png").read_bytes()[:9000])
+    return folder
+
+
+@pytest.fixture
+def maps(frames, tmp_path):
+    "Run `mellm colormap` on clips given as name=(onset, apex); the result."
+    def make(*words, table="clips.csv", out="out", **clips):
+        path = frames / f"{tmp_path.name}_{table}"
+        lines = [f"{name},{onset},{apex}" for name, (onset, apex) in clips.items()]
+        path.write_text("\n".join(["clip,onset_path,apex_path", *lines]) + "\n")
+        return runner.invoke(cli.app, ["colormap", str(path), "--out", str(tmp_path / out), "--size", "64", "--jobs", "1", *(words or ["--method", "dis"])])
+    return make
+
+
+GOOD = ("onset.png", "apex.png")
+
+
+def report_of(tmp_path):
+    from mellm.study import read_table
+    return read_table(tmp_path / "out" / "report.csv").set_index("clip")
+
+
+def test_colormap_makes_every_map_and_ends_with_0(maps, tmp_path):
+    result = maps(one=GOOD, two=("apex.png", "onset.png"))
+    assert (result.exit_code, result.stderr) == (0, ""), result.output
+    assert result.stdout == f"2 of 2 color maps are in {tmp_path / 'out' / 'maps'}; {tmp_path / 'out' / 'report.csv'} has a row for each.\n"
+    assert sorted(p.name for p in (tmp_path / "out" / "maps").iterdir()) == ["one.npz", "one.png", "two.npz", "two.png"]
+    report = report_of(tmp_path)
+    assert report["ok"].all() and (report[["seconds", "width", "height"]] > 0).all(axis=None) and set(report) >= {"x", "y", "reason", "note"}
+
+
+def test_colormap_goes_on_past_bad_clips_tells_them_and_ends_with_1(maps, tmp_path):
+    bad = dict(missing=("onset.png", "no.png"), faceless=("grey.png", "apex.png"), sizes=("onset.png", "small.png"), cut=("onset.png", "cut.png"), empty=("onset.png", ""))
+    result = maps(good=GOOD, **bad)
+    report = report_of(tmp_path)
+    assert result.exit_code == 1 and result.stdout.startswith("1 of 6 color maps") and report["ok"].sum() == 1
+    for clip, said in dict(missing="does not exist", faceless="No face was found", sizes="same size", cut="cut off or damaged", empty="no picture of the apex").items():
+        assert said in report.loc[clip, "reason"], clip
+    assert result.stderr.count("mellm: clip ") == 3 and "mellm: 2 more clips failed" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_colormap_goes_on_where_it_stopped(maps, tmp_path):
+    first = maps(one=GOOD, two=("onset.png", "later.png"))
+    made = (tmp_path / "out" / "maps" / "one.npz").stat().st_mtime_ns
+    again = maps(one=GOOD, two=("onset.png", "small.png"))
+    assert first.exit_code == again.exit_code == 1 and "same size" in report_of(tmp_path).loc["two", "reason"]
+    done = maps(one=GOOD, two=("onset.png", "apex.png"))
+    assert done.exit_code == 0 and report_of(tmp_path)["ok"].all() and (tmp_path / "out" / "maps" / "one.npz").stat().st_mtime_ns == made
+
+
+def test_colormap_does_not_mix_methods_in_a_folder(maps, tmp_path):
+    assert maps(one=GOOD).exit_code == 0
+    before = (tmp_path / "out" / "maps" / "one.png").read_bytes()
+    for words, said in ((["--method", "farneback"], "flow = 'dis', not 'farneback'"), (["--method", "dis", "--style", "white"], "style = 'v1', not 'white'")):
+        result = maps(*words, one=GOOD)
+        assert result.exit_code == 2 and said in result.stderr and "Choose another folder" in result.stderr
+    assert (tmp_path / "out" / "maps" / "one.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--method", "dsi"], "'dsi' is unknown. Choose one of tvl1, dis"),
+    (["--head-motion", "neck"], "'neck' is unknown. Choose one of nose"),
+    (["--style", "v9"], "'v9' is unknown. Choose one of v1"),
+    (["--method", "dis", "--device", "cuda"], "--device cuda is for the networks"),
+    (["--percentile", "101"], "99.9"), (["--size", "1"], "64"), (["--jobs", "-1"], "equal to 0")])
+def test_colormap_refuses_settings_before_any_work(maps, tmp_path, words, said):
+    result = maps(*words, one=GOOD)
+    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text, said", [
+    ("clip,onset\na,b\n", "lacks the column onset_path, apex_path"), ("clip,onset_path,apex_path\n", "holds no clip"), ("", "cannot be read as a table"),
+    ("clip,onset_path,apex_path\na,x.png,y.png\n,x.png,y.png\n", "line 3: the clip has no name"), ("clip,onset_path,apex_path\na,x,y\na,x,z\n", "'a' stands more than once"),
+    ("clip,onset_path,apex_path\na,,\nb,x.png,\n", "Not one clip of"), (b"\x89PNG\r\n\xff\xfe\x00", "cannot be read as a table")], ids=range(7))
+def test_colormap_refuses_a_table_that_cannot_be_used(tmp_path, text, said):
+    (tmp_path / "t.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    result = runner.invoke(cli.app, ["colormap", "t.csv", "--out", "out"])
+    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words, said", [
+    (["nowhere.csv"], "There is no file nowhere.csv"), (["casme9"], "The corpora are synthetic, casme"), (["casme2"], "root"), (["casme2", "--root", "gone"], "does not exist")])
+def test_colormap_refuses_a_corpus_that_is_not_there(tmp_path, words, said):
+    result = runner.invoke(cli.app, ["colormap", *words, "--out", "out"])
+    assert result.exit_code == 2 and said in result.stderr and not (tmp_path / "out").exists()
+
+
+def test_colormap_takes_no_file_for_a_folder(maps, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    assert "is a file, not a folder" in maps(one=GOOD).stderr and (tmp_path / "out").read_text() == "mine"
+
+
+def test_colormap_reads_a_corpus(monkeypatch, frames, tmp_path):
+    import pandas as pd
+    from mellm import corpora
+
+    def read(name, root, annotation, study):
+        assert (name, root, study.workers) == ("synthetic", tmp_path / "out" / "corpus", 1)
+        return pd.DataFrame([dict(clip="a b/1", onset_path=str(frames / "onset.png"), apex_path=str(frames / "apex.png"), aus="12")])
+    monkeypatch.setattr(corpora, "read_corpus", read)
+    result = runner.invoke(cli.app, ["colormap", "synthetic", "--out", str(tmp_path / "out"), "--method", "dis", "--size", "64", "--jobs", "1"])
+    assert result.exit_code == 0 and report_of(tmp_path).index.tolist() == ["a b/1"], result.output
