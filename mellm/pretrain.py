@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from . import anatomy, colormap, facs, faces, flow, instructions, measures, motion, nano, portrait
+from . import anatomy, colormap, facs, faces, flow, instructions, measures, motion, nano, portrait, styles
 from .labels import EMOTIONS3
 
 # %% auto #0
@@ -64,7 +64,7 @@ def make_sample(image, lm, rng, cells: int = 8):
     onset, seen = measured_flow(image, lm, random_motion(lm, image.shape[:2], rng), rng)
     seen = flow.remove_head_motion(seen, lm, "nose")
     grid = cv2.resize(seen, (cells, cells), interpolation=cv2.INTER_AREA) / max(1e-6, float(np.linalg.norm(seen, axis=2).max()))
-    return colormap.color_map(onset, seen), measures.region_motion(seen, lm), grid
+    return styles.color_map(onset, seen), measures.region_motion(seen, lm), grid
 
 # %% ../nbs/03b_pretrain.ipynb #cell-12
 SEEDS = 50_000_000  # pre-training subjects are sample_identity(SEEDS + i); a corpus uses seed * 100_000 + i

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mellm.colormap import clip_map, color_map, flow_only
+from mellm.colormap import clip_map
 from mellm.faces import landmarks, read_image
 from mellm.flow import estimate_flow, head_motion, remove_head_motion
+from mellm.styles import color_map, flow_only
 
 GOLDEN = Path(__file__).parent / "golden"
 
