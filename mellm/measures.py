@@ -6,13 +6,13 @@
 __all__ = ['COLORS', 'WEAK', 'MODERATE', 'STRONG', 'UNCLEAR', 'NO_DIRECTION', 'FINE_REGIONS', 'REGION_SETS', 'direction_word',
            'color_word', 'direction_angle', 'strength_word', 'fine_regions', 'region_chart', 'region_motion']
 
-# %% ../nbs/01d_measures.ipynb #3e689387
+# %% ../nbs/01d_measures.ipynb #a88eb212
 import numpy as np, pandas as pd
 from . import faces
 from .facs import DIRECTIONS
 from .flow import _check_flow
 
-# %% ../nbs/01d_measures.ipynb #1748fbfa
+# %% ../nbs/01d_measures.ipynb #7340065d
 COLORS = ("red", "orange", "yellow", "yellow-green", "green", "spring green", "cyan", "sky blue", "blue", "violet", "magenta", "pink") # every 30° of hue
 
 def _angle(dx, dy): return np.degrees(np.arctan2(dy, dx)) % 360
@@ -27,13 +27,13 @@ def color_word(dx: float, dy: float # pixels, x right, y down
     "Name of the color in which the color map paints a direction."
     return "none" if dx == 0 and dy == 0 else COLORS[int(np.round(_angle(dx, dy)/30)) % 12]
 
-# %% ../nbs/01d_measures.ipynb #8521575e
+# %% ../nbs/01d_measures.ipynb #04f6a749
 def direction_angle(dx: float, dy: float # pixels, x right, y down
                    ) -> float: # degrees, 0 ≤ angle < 360, NaN for no motion
     "The angle of a motion, counter-clockwise from the right, up positive (the convention of MELLM v3)."
     return float("nan") if dx == 0 and dy == 0 else float(np.degrees(np.arctan2(-dy, dx))) % 360 % 360
 
-# %% ../nbs/01d_measures.ipynb #efc12b9e
+# %% ../nbs/01d_measures.ipynb #cd338d5d
 WEAK, MODERATE, STRONG = .3, 1., 2.2 # lower limits of mean motion in percent of the inter-ocular distance
 
 def strength_word(percent: float # of the inter-ocular distance
@@ -41,7 +41,7 @@ def strength_word(percent: float # of the inter-ocular distance
     "Name the strength of a motion."
     return "none" if percent < WEAK else "weak" if percent < MODERATE else "moderate" if percent < STRONG else "strong"
 
-# %% ../nbs/01d_measures.ipynb #0918f045
+# %% ../nbs/01d_measures.ipynb #c4070042
 UNCLEAR = .15 # below this concentration a region has no direction
 NO_DIRECTION = "no clear dominant direction"
 
@@ -57,14 +57,14 @@ def _measure(vectors: np.ndarray, # (N, 2) px, N may be 0
                 direction=direction_word(dx, dy) if clear else NO_DIRECTION, angle=direction_angle(dx, dy), color=color_word(dx, dy) if clear else "mixed",
                 concentration=concentration, strength=strength_word(100*total/n/distance))
 
-# %% ../nbs/01d_measures.ipynb #de8b4221
+# %% ../nbs/01d_measures.ipynb #7cd18969
 _SHARED = {f"{side}_{part}" for side in ("left", "right") for part in ("inner_brow", "outer_brow", "cheek", "nostril", "mouth_corner")} | {"chin"}
 FINE_REGIONS = (*(f"{side}_{part}_brow" for part in ("inner", "outer") for side in ("left", "right")),
                 *(f"{side}_{part}_{lid}_eyelid" for lid in ("upper", "lower") for side in ("left", "right") for part in ("inner", "middle", "outer")),
                 *(f"{side}_{part}" for part in ("cheek", "nostril", "mouth_corner") for side in ("left", "right")),
                 *(f"{part}_{lip}_lip" for lip in ("upper", "lower") for part in ("right", "middle", "left")), "chin")
 
-# %% ../nbs/01d_measures.ipynb #261f9de3
+# %% ../nbs/01d_measures.ipynb #f3b6cf8b
 def _cut_band(a: np.ndarray, # (N, 2) one edge, px
               b: np.ndarray, # (M, 2) the other edge, running the same way
               parts: int=3, steps: int=4 # polygons, and corners a side of each
@@ -76,7 +76,7 @@ def _cut_band(a: np.ndarray, # (N, 2) one edge, px
         edges.append(np.stack([np.interp(t, way/(way[-1] or 1), line[:, i]) for i in (0, 1)], 1))
     return [np.concatenate([edges[0][i:i + steps + 1], edges[1][i:i + steps + 1][::-1]]) for i in range(0, parts*steps, steps)]
 
-# %% ../nbs/01d_measures.ipynb #c226b832
+# %% ../nbs/01d_measures.ipynb #0e606ef1
 _LIDS = {"left": ((42, 43, 44, 45), (42, 47, 46, 45)), "right": ((39, 38, 37, 36), (39, 40, 41, 36))} # upper and lower line, inner to outer corner
 _LIPS = {"upper": ((49, 50, 51, 52, 53), ((60, 61), 61, 62, 63, (63, 64)), -1), "lower": ((59, 58, 57, 56, 55), ((60, 67), 67, 66, 65, (65, 64)), 1)} # outer line, inner line, outwards
 
@@ -95,7 +95,7 @@ def fine_regions(lm: np.ndarray # (68, 2) landmarks
         out |= {f"{part}_{lip}_lip": p for part, p in zip(("right", "middle", "left"), bands)}
     return {k: out[k] for k in FINE_REGIONS}
 
-# %% ../nbs/01d_measures.ipynb #f6678b36
+# %% ../nbs/01d_measures.ipynb #4de03400
 REGION_SETS = {"facs": faces.regions, "fine": fine_regions} # name -> function of the landmarks
 
 def _outlines(lm: np.ndarray, regions: str) -> dict:
@@ -114,7 +114,7 @@ def _margin(at: dict, # region key -> (x, y) of its middle, px
     below = lambda k: at[k][1] > nose[1] # above the eyes the inner name comes first, below them the outer one
     return tuple(sorted(side, key=lambda k: (below(k), at[k][1] + (-.6 if below(k) else .6)*out[k])) for side in sides)
 
-# %% ../nbs/01d_measures.ipynb #7bd0fcac
+# %% ../nbs/01d_measures.ipynb #8284779d
 def region_chart(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
                  lm: np.ndarray, # (68, 2) landmarks of that picture
                  regions: str="fine", # of REGION_SETS
@@ -124,7 +124,7 @@ def region_chart(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     from matplotlib.figure import Figure
     from mellm.plots import CYCLE, PALETTE
     polygons, (h, w) = _outlines(lm, regions), image.shape[:2]
-    fig = ax.figure if ax else Figure(figsize=(7.4, 4.6), layout="constrained")
+    fig = ax.figure if ax else Figure(figsize=(6.6, 3.9), layout="constrained")
     ax = ax or fig.subplots()
     ax.imshow(image, cmap="gray", vmin=0, vmax=255)
     at = {k: p.mean(0) for k, p in polygons.items()}
@@ -138,7 +138,7 @@ def region_chart(image: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     ax.set(xlim=(0, w), ylim=(h, 0)); ax.set_axis_off()
     return fig
 
-# %% ../nbs/01d_measures.ipynb #37f15b5a
+# %% ../nbs/01d_measures.ipynb #7a64fe5b
 def region_motion(flow: np.ndarray, # (H, W, 2) pixels, head motion removed
                   lm: np.ndarray, # (68, 2) landmarks of the onset
                   regions: str="facs" # "facs": the fifteen of mellm.facs.REGIONS, "fine": the twenty-nine of FINE_REGIONS

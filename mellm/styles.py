@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FULL', 'STYLES', 'NEED_LANDMARKS', 'flow_only', 'face_outline', 'color_map', 'legend']
 
-# %% ../nbs/01da_styles.ipynb #2d421d12
+# %% ../nbs/01da_styles.ipynb #b237cf0d
 import cv2, numpy as np
 from .faces import _check_landmarks, _face_axes, inter_ocular, polygon_masks
 from .facs import DIRECTIONS
 from .flow import _check_flow
 from .measures import _angle
 
-# %% ../nbs/01da_styles.ipynb #f8f85e24
+# %% ../nbs/01da_styles.ipynb #375d77db
 def _polar(flow): return cv2.cartToPolar(np.ascontiguousarray(flow[..., 0], np.float32), np.ascontiguousarray(flow[..., 1], np.float32), angleInDegrees=True)
 
 def _hues(angle: np.ndarray, # (H, W) degrees, clockwise from the right
@@ -30,7 +30,7 @@ def flow_only(flow: np.ndarray # (H, W, 2) pixels, head motion removed
     magnitude, angle = _polar(_check_flow(flow))
     return _hues(angle, cv2.normalize(magnitude, None, 0, 255, cv2.NORM_MINMAX))
 
-# %% ../nbs/01da_styles.ipynb #bcf390b2
+# %% ../nbs/01da_styles.ipynb #4d451589
 def _over(grey: np.ndarray, # (H, W) uint8
           colors: np.ndarray, # RGB uint8 (H, W, 3)
           keep: np.ndarray # (H, W) bool: where colors show
@@ -47,7 +47,7 @@ def _v1(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray
     "MELLM v1: masked colors added to the grey onset."
     return _over(grey, flow_only(flow), _fast(flow, percentile))
 
-# %% ../nbs/01da_styles.ipynb #61c379c0
+# %% ../nbs/01da_styles.ipynb #1c16fccf
 def _white(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray:
     "White-ground rendering: hue = direction, saturation = magnitude / maximum; pixels below the percentile are white."
     dx, dy = flow[..., 0], flow[..., 1]
@@ -59,7 +59,7 @@ def _white(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndar
     full = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
     return ((1 - strength[..., None])*255 + strength[..., None]*full).astype(np.uint8)
 
-# %% ../nbs/01da_styles.ipynb #3c315033
+# %% ../nbs/01da_styles.ipynb #73e6f9a3
 FULL = 5. # % of the inter-ocular distance that the physical style paints in full brightness
 
 def _physical(grey: np.ndarray, flow: np.ndarray, percentile: float, lm: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def _physical(grey: np.ndarray, flow: np.ndarray, percentile: float, lm: np.ndar
     value = np.minimum(magnitude*(100/FULL/inter_ocular(lm)), 1)*255
     return _over(grey, _hues(angle, value), _fast(flow, percentile))
 
-# %% ../nbs/01da_styles.ipynb #d44c576a
+# %% ../nbs/01da_styles.ipynb #1e114b1c
 def face_outline(lm: np.ndarray # (68, 2) landmarks
                 ) -> np.ndarray: # (N, 2) polygon, pixels
     "The outline of the face: the jaw line, closed by half an ellipse over the forehead. Raises `ValueError` for landmarks that make no face."
@@ -86,12 +86,12 @@ def _face(grey: np.ndarray, flow: np.ndarray, percentile: float, lm: np.ndarray)
     value = np.minimum(magnitude/(magnitude[inside].max() or 1), 1)*255
     return _over(grey, _hues(angle, value), inside & (magnitude > np.percentile(magnitude[inside], percentile)))
 
-# %% ../nbs/01da_styles.ipynb #4b5be60b
+# %% ../nbs/01da_styles.ipynb #11268599
 def _side(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray: # (H, 2·W, 3)
     "The grey onset on the left, the colors of v1 on black on the right."
     return np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), _over(np.zeros_like(grey), flow_only(flow), _fast(flow, percentile))], 1)
 
-# %% ../nbs/01da_styles.ipynb #ccf8ac45
+# %% ../nbs/01da_styles.ipynb #77d480cc
 _GREY, _REACH = 54., 38. # lightness without motion, and the largest circle around it, in CIE Lab units, that a screen can show without red and green
 
 def _safe(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray:
@@ -101,7 +101,7 @@ def _safe(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarr
     lab = np.stack([_GREY - v[..., 1], np.zeros_like(v[..., 0]), v[..., 0]], -1).astype(np.float32)
     return np.clip(np.round(cv2.cvtColor(lab, cv2.COLOR_Lab2RGB)*255), 0, 255).astype(np.uint8)
 
-# %% ../nbs/01da_styles.ipynb #40633a7f
+# %% ../nbs/01da_styles.ipynb #545de8a3
 def _arrows(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.ndarray:
     "Arrows over the grey onset, a cell's mean motion each; the longest is 1.6 cells long, and cells below the percentile or a fifth of the fastest have none."
     out, (h, w) = cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB), grey.shape
@@ -115,7 +115,7 @@ def _arrows(grey: np.ndarray, flow: np.ndarray, percentile: float, lm) -> np.nda
         for color, thick in (((20, 20, 20), 3), ((255, 220, 60), 1)): cv2.arrowedLine(out, *ends, color, thick, cv2.LINE_AA, 4, .35)
     return out
 
-# %% ../nbs/01da_styles.ipynb #e99a5e7c
+# %% ../nbs/01da_styles.ipynb #dc3bf917
 STYLES = {"v1": _v1, "white": _white, "physical": _physical, "face": _face, "side": _side, "safe": _safe, "arrows": _arrows}
 NEED_LANDMARKS = {"physical": "for the inter-ocular distance", "face": "for the face's outline"}
 
@@ -142,7 +142,7 @@ def color_map(onset: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
     grey = onset if onset.ndim == 2 else cv2.cvtColor(onset, cv2.COLOR_RGB2GRAY)
     return STYLES[style](np.ascontiguousarray(grey), flow, percentile, lm if lm is None else _check_landmarks(lm))
 
-# %% ../nbs/01da_styles.ipynb #7c4884c3
+# %% ../nbs/01da_styles.ipynb #1ef536a7
 def _sample(style: str, flow: np.ndarray) -> np.ndarray: # RGB uint8 (H, W, 3)
     "What a style makes of a flow where there is no face."
     if style in ("white", "safe"): return STYLES[style](np.zeros(flow.shape[:2], np.uint8), flow, 0, None)
