@@ -6,7 +6,7 @@
 __all__ = ['WorkerKilled', 'run', 'run_on_device', 'keep_settings']
 
 # %% ../nbs/01e_batch.ipynb #ec42d215
-import json, os, sys, threading, time
+import json, os, sys, threading, time, warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import lru_cache
@@ -55,9 +55,11 @@ def _results(jobs: list, work: Callable, workers: int, backend: str | None, pati
 def _in_order(jobs: list, work: Callable, workers: int, backend: str | None = None, patience: float | None = None, each: Callable = lambda: None) -> list:
     "The results in the order of the jobs; `each` is called after every one."
     results = [None]*len(jobs)
-    for number, result in _results(jobs, work, workers, backend, patience) if jobs else ():
-        results[number] = result
-        each()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs") # it grew by 100 MB, as when a network is loaded, and joblib replaced it
+        for number, result in _results(jobs, work, workers, backend, patience) if jobs else ():
+            results[number] = result
+            each()
     return results
 
 # %% ../nbs/01e_batch.ipynb #3bf818bb

@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'app', 'find_notebooks', 'number_of', 'choose', 'NotebookError', 'run_notebook', 'kernel_env', 'run_study',
            'main', 'study_command', 'explain_command', 'colormap_command']
 
-# %% ../nbs/05a_cli.ipynb #2661cb56
+# %% ../nbs/05a_cli.ipynb #5aa6f994
 import contextlib, json, os, shutil, sys, tempfile, time, warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -16,7 +16,7 @@ import typer
 import mellm
 from .study import Study, StudyError, home
 
-# %% ../nbs/05a_cli.ipynb #1f4d06e1
+# %% ../nbs/05a_cli.ipynb #ba5d618f
 STAGES = {"data": "00", "colormap": "01", "instructions": "02", "finetune": "03", "eval": "04", "analysis": "05"}
 
 def find_notebooks(folder: str | os.PathLike | None = None # where they lie; `nbs/` beside the package by default
@@ -32,7 +32,7 @@ def number_of(word: str) -> int: # place in the order of the stages, from 0
         if word in (name, number, str(int(number))) or word.startswith(f"{number}_"): return i
     raise StudyError(f"There is no stage {word!r}. The stages are {', '.join(STAGES)}.")
 
-# %% ../nbs/05a_cli.ipynb #55a58f81
+# %% ../nbs/05a_cli.ipynb #032f753a
 def choose(only: str | None = None, # a single stage
            first: str | None = None, # the first of several
            last: str | None = None # the last of several, itself included
@@ -44,7 +44,7 @@ def choose(only: str | None = None, # a single stage
     if start > stop: raise StudyError(f"--from {first} comes after --to {last}; the order is {', '.join(STAGES)}.")
     return names[start:stop + 1]
 
-# %% ../nbs/05a_cli.ipynb #abebbd39
+# %% ../nbs/05a_cli.ipynb #9e5bbb3f
 @contextlib.contextmanager
 def _kernel_here():
     "A kernel manager for the running interpreter, whatever kernels the machine has installed."
@@ -57,7 +57,7 @@ def _kernel_here():
         spec.write_text(json.dumps({"argv": argv, "display_name": "mellm", "language": "python"}))
         yield AsyncKernelManager(kernel_name="mellm", kernel_spec_manager=KernelSpecManager(kernel_dirs=[folder], ensure_native_kernel=False))
 
-# %% ../nbs/05a_cli.ipynb #a749ed1a
+# %% ../nbs/05a_cli.ipynb #0f054497
 class NotebookError(RuntimeError):
     "A notebook that did not run through; the message says where and why."
 
@@ -88,7 +88,7 @@ def run_notebook(path: Path, # the notebook; it is not changed
     _atomic(copy, lambda part: nbformat.write(nb, part))
     failed.unlink(missing_ok=True)
 
-# %% ../nbs/05a_cli.ipynb #67763516
+# %% ../nbs/05a_cli.ipynb #4607c27d
 def kernel_env(study: Study) -> dict: # environment variables
     "The environment in which `Study.load()` gives this very study."
     env = {key: value for key, value in os.environ.items() if not key.startswith("MELLM_")}
@@ -97,7 +97,7 @@ def kernel_env(study: Study) -> dict: # environment variables
     env["MELLM_CONFIG"] = os.devnull
     return env | {f"MELLM_{key.upper()}": str(value) for key, value in changed.items() if value is not None}
 
-# %% ../nbs/05a_cli.ipynb #01b532ee
+# %% ../nbs/05a_cli.ipynb #bec7a58c
 def _run_all(study: Study, notebooks: Iterable[Path], say: Callable[[str], None]) -> None:
     "Execute notebooks in order, saying a line for each."
     notebooks, live = list(notebooks), sys.stderr.isatty()
@@ -111,7 +111,7 @@ def _run_all(study: Study, notebooks: Iterable[Path], say: Callable[[str], None]
             if live: print("\r\033[K", end="", file=sys.stderr, flush=True)
         say(f"{line} {time.time() - start:6.1f} s")
 
-# %% ../nbs/05a_cli.ipynb #c3c001ba
+# %% ../nbs/05a_cli.ipynb #fb0864ee
 def _table(folder: Path) -> str:
     "The result table of the eval stage as text, with the line that states its conditions."
     from mellm.eval import result_table
@@ -130,7 +130,7 @@ def run_study(study: Study, stages: list[str], say: Callable[[str], None] = prin
         import_module(f"mellm.{stages[-1]}").build(study)
     if "eval" in stages or "analysis" in stages: say("\n" + _table(study.folder / "eval"))
 
-# %% ../nbs/05a_cli.ipynb #44f0c103
+# %% ../nbs/05a_cli.ipynb #b17ad526
 @contextlib.contextmanager
 def _sentences():
     "Turn the errors a user can cause into one sentence on stderr and exit code 2; a failed notebook or model into exit code 1."
@@ -146,7 +146,7 @@ def _sentences():
     typer.echo(f"mellm: {message}", err=True)
     raise typer.Exit(code)
 
-# %% ../nbs/05a_cli.ipynb #174e4df2
+# %% ../nbs/05a_cli.ipynb #10490cf9
 @contextlib.contextmanager
 def _quiet():
     "Keep library chatter off stdout; tell the warning about several faces in one line."
@@ -157,7 +157,7 @@ def _quiet():
     for text in dict.fromkeys(str(w.message) for w in caught if w.category is UserWarning and "faces were found" in str(w.message)):
         typer.echo(f"note: {text}", err=True)
 
-# %% ../nbs/05a_cli.ipynb #664e2a59
+# %% ../nbs/05a_cli.ipynb #0178469e
 app = typer.Typer(name="mellm", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
 def _show_version(wanted: bool):
@@ -174,7 +174,7 @@ def main(version: bool = typer.Option(False, "--version", callback=_show_version
     Every setting of a study is also an environment variable: MELLM_EPOCHS=2 mellm study
     """
 
-# %% ../nbs/05a_cli.ipynb #39c0c839
+# %% ../nbs/05a_cli.ipynb #ed6a1dfd
 @app.command("study", short_help="Run the whole study and print its result table.")
 def study_command(
     config: Path = typer.Option(None, "--config", metavar="FILE", help="TOML file with settings of the study."),
@@ -190,7 +190,7 @@ def study_command(
     with _sentences():
         run_study(Study.load(config), choose(only, first, last), say=typer.echo)
 
-# %% ../nbs/05a_cli.ipynb #7bab6ba0
+# %% ../nbs/05a_cli.ipynb #6c1b7b69
 @app.command("explain", short_help="Say what moved between two pictures of a face.")
 def explain_command(
     onset: Path = typer.Argument(..., metavar="ONSET", help="Picture of the face before the expression, at rest."),
@@ -214,7 +214,7 @@ def explain_command(
     if out: typer.echo(f"Saved color_map.png and explanation.json in {out}", err=True)
     elif explanation.moved and not as_json: typer.echo("Color map: add --out DIR to keep it")
 
-# %% ../nbs/05a_cli.ipynb #f95222a4
+# %% ../nbs/05a_cli.ipynb #0fa27ef8
 def _shown(explanation) -> str:
     "An explanation as text for the terminal."
     from mellm.facs import au_name
@@ -225,7 +225,7 @@ def _shown(explanation) -> str:
         lines += ["", f"Action units: {aus}", f"Emotion: {explanation.emotion or 'none named'}", f"Measured: {' '.join(look(explanation.motion))}"]
     return "\n".join(lines)
 
-# %% ../nbs/05a_cli.ipynb #ccd04103
+# %% ../nbs/05a_cli.ipynb #146adc13
 def _own_table(path: Path):
     "A user's CSV with the columns clip, onset_path and apex_path as a DataFrame with absolute paths. `StudyError` for what cannot be used."
     from mellm.study import read_table
@@ -238,7 +238,7 @@ def _own_table(path: Path):
     base = path.absolute().parent
     return table.assign(**{c: [p and str(base / Path(str(p)).expanduser()) for p in table[c]] for c in ("onset_path", "apex_path")})
 
-# %% ../nbs/05a_cli.ipynb #f3d4b495
+# %% ../nbs/05a_cli.ipynb #52dc6afd
 def _clips_of(source: str, # a corpus, or the path of a table
               root: Path | None, annotation: Path | None, # as in `read_corpus`
               out: Path, # the synthetic corpus is made in it
@@ -258,7 +258,7 @@ def _clips_of(source: str, # a corpus, or the path of a table
         raise StudyError(f"Not one clip of {source} has a picture of onset and apex. {what}")
     return clips
 
-# %% ../nbs/05a_cli.ipynb #4bb7e031
+# %% ../nbs/05a_cli.ipynb #771e5018
 def _check_maps(clips, settings: dict, device: str) -> None:
     "Raise `StudyError` for settings with which no clip can be made on this machine."
     from mellm.colormap import _check_table
@@ -274,7 +274,7 @@ def _check_maps(clips, settings: dict, device: str) -> None:
     try: torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as error: raise StudyError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from None
 
-# %% ../nbs/05a_cli.ipynb #2ab72b3a
+# %% ../nbs/05a_cli.ipynb #6c8df252
 def _keep(out: Path, settings: dict) -> None:
     "Remember what a folder is made with. `StudyError` when it is made with something else, or cannot be written."
     from mellm.batch import keep_settings
@@ -282,7 +282,7 @@ def _keep(out: Path, settings: dict) -> None:
     except ValueError as error: raise StudyError(str(error)) from None
     except OSError as error: raise StudyError(f"--out {out} cannot be written: {error.strerror or error}.") from None
 
-# %% ../nbs/05a_cli.ipynb #938dd66e
+# %% ../nbs/05a_cli.ipynb #c7c37477
 @app.command("colormap", short_help="Make the color maps of a whole corpus.")
 def colormap_command(
     source: str = typer.Argument(..., metavar="CORPUS_OR_TABLE", help="A corpus (synthetic, casme2, samm, …) or a CSV with clip, onset_path, apex_path."),

@@ -200,3 +200,19 @@ def test_a_cluster_is_one_line_away():
             assert [r["x"] for r in results] == [2*i for i in range(24)] and os.getpid() not in {r["pid"] for r in results}
             with pytest.raises(KeyError, match="three"): run([(i,) for i in range(8)], fails)
             assert batch.run_on_device([(i,) for i in range(4)], opened, lambda gots: [0 for _ in gots], closed)[1]["i"] == 1
+
+
+# ---- the way of a GPU, on the processor ("cpu:0" is a device like "cuda:0")
+
+def test_maps_made_in_batches_on_a_device_are_those_made_one_by_one(table):
+    from mellm import meflow
+    if not meflow.available(): pytest.skip("the weights of meflow are not there")
+    from mellm.colormap import make_maps
+    clips = read_table(table).head(4)
+    clips = clips.assign(**{c: [str(table.parent/p) for p in clips[c]] for c in ("onset_path", "apex_path")})
+    clips.loc[1, "apex_path"] = str(table.parent/"gone.png")
+    reports = {d: make_maps(clips, table.parent/d.replace(":", ""), flow="meflow", head_motion="learned", workers=2, device=d) for d in ("cpu", "cpu:0")}
+    assert reports["cpu:0"]["ok"].tolist() == reports["cpu"]["ok"].tolist() == [True, False, True, True]
+    for clip in ("c00", "c02", "c03"):
+        one, many = (np.load(table.parent/d/"maps"/f"{clip}.npz")["flow"].astype(float) for d in ("cpu", "cpu0"))
+        assert np.abs(one - many).max() < .01 # pixels; batches add up in another order
