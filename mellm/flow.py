@@ -6,7 +6,7 @@
 __all__ = ['RAFT_WEIGHTS', 'METHODS', 'HEAD_MOTION', 'estimate_flow', 'available_methods', 'head_motion', 'stable_points',
            'rigid_motion', 'remove_head_motion', 'Motion', 'face_motion']
 
-# %% ../nbs/01a_flow.ipynb #647f6462
+# %% ../nbs/01a_flow.ipynb #4b5f8f6d
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2, numpy as np
 from .anatomy import axes
 
-# %% ../nbs/01a_flow.ipynb #05749243
+# %% ../nbs/01a_flow.ipynb #fcceba1c
 def _grey(image, name: str) -> np.ndarray:
     "An 8-bit grey picture (H, W) from uint8 RGB or grey; raises `ValueError` with a sentence."
     shape, dtype = getattr(image, "shape", None), getattr(image, "dtype", None)
@@ -30,7 +30,7 @@ def _grey_pair(onset, apex) -> tuple[np.ndarray, np.ndarray]:
     if a.shape == b.shape: return a, b
     raise ValueError(f"Onset and apex must have the same size; they have {a.shape[1]}×{a.shape[0]} and {b.shape[1]}×{b.shape[0]} pixels.")
 
-# %% ../nbs/01a_flow.ipynb #c3c9d65d
+# %% ../nbs/01a_flow.ipynb #22c17cd5
 def _tvl1(a, b, device): return cv2.optflow.DualTVL1OpticalFlow_create().calc(a, b, None)
 
 def _dis(a, b, device):
@@ -41,7 +41,7 @@ def _dis(a, b, device):
 
 def _farneback(a, b, device): return cv2.calcOpticalFlowFarneback(a, b, None, .5, 3, 15, 3, 5, 1.2, 0)
 
-# %% ../nbs/01a_flow.ipynb #ec36e6cd
+# %% ../nbs/01a_flow.ipynb #d7d21638
 def _deepflow(a, b, device): return cv2.optflow.createOptFlow_DeepFlow().calc(a, b, None)
 
 def _pcaflow(a, b, device):
@@ -51,7 +51,7 @@ def _pcaflow(a, b, device):
         if cv2.goodFeaturesToTrack(image, 1, .01, 3) is None: raise ValueError(f"pcaflow finds no corner to follow in the {name} frame. Choose another flow method.")
     return cv2.optflow.createOptFlow_PCAFlow().calc(a, b, None)
 
-# %% ../nbs/01a_flow.ipynb #154bec17
+# %% ../nbs/01a_flow.ipynb #0683eb20
 RAFT_WEIGHTS = "https://download.pytorch.org/models/raft_small_C_T_V2-01064c6d.pth" # BSD licence, 4 MB
 
 def _raft_file() -> Path:
@@ -71,7 +71,7 @@ def _raft_net(device: str):
     net.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
     return net.to(device).eval()
 
-# %% ../nbs/01a_flow.ipynb #04da8e94
+# %% ../nbs/01a_flow.ipynb #b2bea65f
 def _raft(a, b, device):
     "RAFT on two grey pictures."
     import torch
@@ -90,7 +90,7 @@ def _meflow(a, b, device):
 
 METHODS = {"tvl1": _tvl1, "dis": _dis, "farneback": _farneback, "deepflow": _deepflow, "pcaflow": _pcaflow, "raft": _raft, "meflow": _meflow}
 
-# %% ../nbs/01a_flow.ipynb #4cb29373
+# %% ../nbs/01a_flow.ipynb #0b4cd81d
 def estimate_flow(onset: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
                   apex: np.ndarray, # the same size
                   method: str="tvl1", # one of `METHODS`; "tvl1" is the paper's
@@ -107,7 +107,7 @@ def available_methods() -> list[str]: # names of `METHODS`
     ready = {"raft": lambda: find_spec("torchvision") is not None and _raft_file().exists(), "meflow": available}
     return [name for name in METHODS if ready.get(name, lambda: True)()]
 
-# %% ../nbs/01a_flow.ipynb #eeee14a0
+# %% ../nbs/01a_flow.ipynb #f2e98504
 def _check_flow(flow) -> np.ndarray:
     "`flow` as an array; raises `ValueError` unless it is a finite (H, W, 2) floating-point field."
     flow = np.asarray(flow)
@@ -134,7 +134,7 @@ def head_motion(flow: np.ndarray, # (H, W, 2) pixels
     if window.size == 0: raise ValueError(f"The nose tip at ({x}, {y}) lies outside the {flow.shape[1]}×{flow.shape[0]} flow; do the landmarks belong to this picture?")
     return window.mean((0, 1))
 
-# %% ../nbs/01a_flow.ipynb #1aad77d7
+# %% ../nbs/01a_flow.ipynb #aadd3e46
 def stable_points(landmarks: np.ndarray # (68, 2) px
                  ) -> np.ndarray: # (24, 2) px
     "Places that expressions hardly move: the bridge of the nose, the corners of the eyes, the upper forehead, the temples."
@@ -145,7 +145,7 @@ def stable_points(landmarks: np.ndarray # (68, 2) px
     across, along = np.array(forehead + temples).T[..., None]*iod
     return np.r_[lm[[27, 28, 29, 36, 39, 42, 45]], middle + across*right + along*down]
 
-# %% ../nbs/01a_flow.ipynb #9ee41871
+# %% ../nbs/01a_flow.ipynb #1e2713dd
 def _terms(points, model):
     "The equations of a linear motion at points (N, 2): two rows for each, x rows first; columns are the unknowns."
     (x, y), one, none = points.T, np.ones(len(points)), np.zeros(len(points))
@@ -175,7 +175,7 @@ def rigid_motion(flow: np.ndarray, # (H, W, 2) pixels
     grid = (np.stack(np.meshgrid(np.arange(w), np.arange(h)), -1).reshape(-1, 2) - centre)/iod
     return np.ascontiguousarray((_terms(grid, model) @ fit).reshape(2, h, w).transpose(1, 2, 0), np.float32)
 
-# %% ../nbs/01a_flow.ipynb #a3ba6b20
+# %% ../nbs/01a_flow.ipynb #f2d0ecab
 def _learned_motion(flow, head):
     "The head field of the network, checked."
     if head is None: raise ValueError("The head-motion method 'learned' needs head, the head flow of the network: take it from mellm.meflow.separate, or call face_motion, which does.")
@@ -196,7 +196,7 @@ def remove_head_motion(flow: np.ndarray, # (H, W, 2) pixels
     flow = _check_flow(flow)
     return flow - np.asarray(HEAD_MOTION[method](flow, landmarks, head), flow.dtype)
 
-# %% ../nbs/01a_flow.ipynb #9fdc556f
+# %% ../nbs/01a_flow.ipynb #2c63eb48
 @dataclass(frozen=True)
 class Motion:
     "The motion between two frames of a face, in pixels from the onset to the apex."
