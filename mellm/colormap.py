@@ -6,7 +6,7 @@
 __all__ = ['REPORT', 'SETTINGS', 'FacePair', 'crop_pair', 'ClipMap', 'clip_map', 'explain_map', 'picture_to_frame',
            'flow_to_frame', 'make_clip', 'make_maps', 'build']
 
-# %% ../nbs/01_flow_colormap.ipynb #1915c3a0
+# %% ../nbs/01_flow_colormap.ipynb #bfcba596
 import hashlib, json, re, time, warnings, zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from .measures import region_chart, region_motion
 from .styles import FULL, _check_style, _sample, color_map, legend
 from .study import _atomic, read_table, resolve, stage, write_table
 
-# %% ../nbs/01_flow_colormap.ipynb #008147e2
+# %% ../nbs/01_flow_colormap.ipynb #5ea2f7cb
 @dataclass(frozen=True)
 class FacePair:
     "A face cut out of two frames by one transform; `landmarks` in pixels of the crops."
@@ -42,7 +42,7 @@ def crop_pair(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
     (a, M), (b, _) = crop_face(onset, lm, size), crop_face(apex, lm, size)
     return FacePair(a, b, transform_points(lm, M), M, face_box(lm, onset.shape))
 
-# %% ../nbs/01_flow_colormap.ipynb #9aa963ed
+# %% ../nbs/01_flow_colormap.ipynb #d9ca2e40
 @dataclass(frozen=True)
 class ClipMap:
     "The motion of one clip; pictures are crops (size, size, 3) RGB, `landmarks` and `flow` in their pixels."
@@ -71,7 +71,7 @@ def _finish(pair: FacePair, flow: np.ndarray, style: str, percentile: float) -> 
     painted = color_map(a, flow, style, percentile, pair.landmarks)
     return ClipMap(painted, flow, pair.landmarks, region_motion(flow, pair.landmarks), a, b, pair.box, pair.transform, style)
 
-# %% ../nbs/01_flow_colormap.ipynb #6289c758
+# %% ../nbs/01_flow_colormap.ipynb #eee1dba3
 def clip_map(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
              apex: np.ndarray, # uint8 frame of the same size
              flow: str="tvl1", head_motion: str="nose", # methods of mellm.flow
@@ -86,7 +86,7 @@ def clip_map(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
     motion = face_motion(pair.onset, pair.apex, pair.landmarks, flow, head_motion, device)
     return _finish(pair, motion.expression, style, percentile)
 
-# %% ../nbs/01_flow_colormap.ipynb #17c9eb8a
+# %% ../nbs/01_flow_colormap.ipynb #01bb9512
 def _bar(done: ClipMap, ax) -> None:
     "The strength bar of a clip: what its style makes of motion to the right, from none (or the slowest pixel) to the fastest."
     magnitude, iod = np.hypot(done.flow[..., 0], done.flow[..., 1]), inter_ocular(done.landmarks)
@@ -113,7 +113,7 @@ def explain_map(done: ClipMap, # of clip_map
     region_chart(cv2.cvtColor(done.onset, cv2.COLOR_RGB2GRAY), done.landmarks, regions, parts["regions"])
     return fig
 
-# %% ../nbs/01_flow_colormap.ipynb #042720be
+# %% ../nbs/01_flow_colormap.ipynb #96c12df9
 def _spread(crop: np.ndarray, transform: np.ndarray, shape: tuple) -> tuple: # (H, W, C) float32, (H, W) bool
     "A crop at its place in the frame, and where it lies."
     back = cv2.invertAffineTransform(np.asarray(transform, float))
@@ -137,7 +137,7 @@ def flow_to_frame(flow: np.ndarray, # (size, size, 2) pixels of the crop
     back = cv2.invertAffineTransform(np.asarray(transform, float))[:, :2]
     return (warped @ back.T*inside[..., None]).astype(np.float32)
 
-# %% ../nbs/01_flow_colormap.ipynb #5947a35c
+# %% ../nbs/01_flow_colormap.ipynb #44eb55e4
 def _file_name(clip: str) -> str:
     "A clip's key as a safe file name; a checksum keeps keys apart that would otherwise become the same."
     safe = re.sub(r"[^A-Za-z0-9._-]", "_", clip)[:100].lstrip(".")
@@ -153,7 +153,7 @@ def _save_clip(done: ClipMap, picture: Path, arrays: Path, **extra):
     kept = dict(flow=done.flow.astype(np.float16), landmarks=done.landmarks, transform=done.transform, inverse=done.inverse, box=np.array(done.box), **extra)
     _atomic(arrays, lambda part: np.savez_compressed(part, **kept))
 
-# %% ../nbs/01_flow_colormap.ipynb #7f67d690
+# %% ../nbs/01_flow_colormap.ipynb #02080a8d
 REPORT = ("clip", "ok", "seconds", "x", "y", "width", "height", "reason", "note")
 
 def _row(clip: str, ok: bool=False, seconds: float=0., box=(-1, -1, -1, -1), reason: str="", note: str="") -> dict:
@@ -168,7 +168,7 @@ def _finished(clip: str, arrays: Path, mark: str) -> dict: # None when the clip 
         with np.load(arrays) as z: return _row(clip, True, z["seconds"], z["box"], note=str(z["note"])) if str(z["made_from"]) == mark else None
     except Exception: return None # not there, or damaged: it is made anew
 
-# %% ../nbs/01_flow_colormap.ipynb #14ea23c3
+# %% ../nbs/01_flow_colormap.ipynb #1fd5726d
 @dataclass(frozen=True)
 class _Job:
     "A clip on its way: its crops, and where its files go."
@@ -193,7 +193,7 @@ def _open_clip(clip: str, onset: str, apex: str, folder: str, settings: dict): #
         return _Job(clip, arrays, mark, settings, pair, note, time.perf_counter() - start)
     except Exception as error: return _failed(clip, error, time.perf_counter() - start)
 
-# %% ../nbs/01_flow_colormap.ipynb #e124491d
+# %% ../nbs/01_flow_colormap.ipynb #d134346f
 def _motion(job: _Job) -> tuple: # (size, size, 2) flow or the error, seconds
     "The face's motion in one clip."
     s, p, start = job.settings, job.pair, time.perf_counter()
@@ -211,7 +211,7 @@ def _motions(jobs: list) -> list: # what _motion gives for each
     clean = [remove_head_motion(e + h, job.pair.landmarks, s["head_motion"], h) for e, h, job in zip(expression, head, jobs)]
     return [(flow, (time.perf_counter() - start)/len(jobs)) for flow in clean]
 
-# %% ../nbs/01_flow_colormap.ipynb #0e66cb67
+# %% ../nbs/01_flow_colormap.ipynb #cf28d0ac
 def _close_clip(job: _Job, found: tuple) -> dict:
     "Paint, measure and write one clip; returns its row of report.csv."
     (flow, seconds), start = found, time.perf_counter()
@@ -232,7 +232,7 @@ def make_clip(clip: str, # its key
     job = _open_clip(clip, onset, apex, folder, settings)
     return job if isinstance(job, dict) else _close_clip(job, _motion(job))
 
-# %% ../nbs/01_flow_colormap.ipynb #1fc7bea3
+# %% ../nbs/01_flow_colormap.ipynb #7fa910c7
 def _check_table(table: pd.DataFrame, flow: str, head_motion: str, style: str, percentile: float) -> None:
     "Raise `ValueError` for a table or settings with which no clip can be made."
     _check_style(style, percentile)
@@ -252,7 +252,7 @@ def _region_tables(names, folder: Path, regions: str) -> pd.DataFrame:
         tables.append(table)
     return pd.concat(tables, ignore_index=True).round(5)
 
-# %% ../nbs/01_flow_colormap.ipynb #6845f526
+# %% ../nbs/01_flow_colormap.ipynb #9efab9fb
 def make_maps(table: pd.DataFrame, # columns clip, onset_path, apex_path
               out: Path, # folder for maps/, report.csv, regions.csv and fine_regions.csv
               flow: str="tvl1", head_motion: str="nose", # methods of mellm.flow
@@ -276,7 +276,7 @@ def make_maps(table: pd.DataFrame, # columns clip, onset_path, apex_path
         if len(good): write_table(out/f"{name}.csv", _region_tables(good, out, regions))
     return report
 
-# %% ../nbs/01_flow_colormap.ipynb #a3bc37b7
+# %% ../nbs/01_flow_colormap.ipynb #78463440
 SETTINGS = ("flow", "head_motion", "style", "percentile", "size")
 
 def _fill(study, folder: Path, clips: pd.DataFrame):

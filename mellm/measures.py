@@ -78,11 +78,12 @@ def _cut_band(a: np.ndarray, # (N, 2) one edge, px
 
 # %% ../nbs/01d_measures.ipynb #0e606ef1
 _LIDS = {"left": ((42, 43, 44, 45), (42, 47, 46, 45)), "right": ((39, 38, 37, 36), (39, 40, 41, 36))} # upper and lower line, inner to outer corner
-_LIPS = {"upper": ((49, 50, 51, 52, 53), ((60, 61), 61, 62, 63, (63, 64)), -1), "lower": ((59, 58, 57, 56, 55), ((60, 67), 67, 66, 65, (65, 64)), 1)} # outer line, inner line, outwards
+_LIPS = {"upper": ((49, 50, 51, 52, 53), ((60, 61), 61, 62, 63, (63, 64)), -1), # outer line, inner line, outwards
+         "lower": ((59, 58, 57, 56, 55), ((60, 67), 67, 66, 65, (65, 64)), 1)}
 
 def fine_regions(lm: np.ndarray # (68, 2) landmarks
                 ) -> dict: # region key -> (N, 2) polygon in pixels, in the order of FINE_REGIONS
-    "The outlines of the twenty-nine regions of MELLM v3, with a geometry of our own; left and right are the subject's. Raises `ValueError` for landmarks that make no face."
+    "The outlines of MELLM v3's twenty-nine regions, with a geometry of our own; sides are the subject's. Raises `ValueError` for landmarks that make no face."
     x, y, d = faces._face_axes(lm)
     lm, out = np.asarray(lm, float), {k: p for k, p in faces.regions(lm).items() if k in _SHARED}
     line = lambda points: np.array([lm[np.atleast_1d(p)].mean(0) for p in points])
