@@ -64,7 +64,8 @@ def _raft_net(device: str):
     "torchvision's small RAFT on a device; `RuntimeError` with a sentence where the library or its weights are missing."
     import torch
     try: from torchvision.models.optical_flow import raft_small
-    except ImportError: raise RuntimeError("The flow method 'raft' needs torchvision: pip install torchvision. Or choose another flow method.") from None
+    except (ImportError, RuntimeError) as error:
+        raise RuntimeError("The flow method 'raft' needs torchvision, of the release that fits the installed torch: pip install torchvision. Or choose another flow method.") from error
     path = _raft_file()
     if not path.exists(): raise RuntimeError(f"The flow method 'raft' needs its weights: download {RAFT_WEIGHTS} to {path}. Or choose another flow method.")
     net = raft_small(weights=None)
@@ -96,7 +97,7 @@ def estimate_flow(onset: np.ndarray, # uint8, RGB (H, W, 3) or grey (H, W)
                   method: str="tvl1", # one of `METHODS`; "tvl1" is the paper's
                   device: str="cpu" # where the networks ("raft", "meflow") run
                  ) -> np.ndarray: # (H, W, 2) float32, pixels, x right, y down, onset → apex
-    "Dense optical flow between two frames; raises `ValueError` for a bad pair or an unknown method, `RuntimeError` for a method whose weights are missing."
+    "Dense optical flow between two frames; raises `ValueError` for a bad pair or an unknown method, `RuntimeError` or `FileNotFoundError` for a network whose library or weights are missing."
     if method not in METHODS: raise ValueError(f"The flow method {method!r} is unknown. Choose one of {', '.join(METHODS)}.")
     return METHODS[method](*_grey_pair(onset, apex), device).astype(np.float32, copy=False)
 
