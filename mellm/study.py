@@ -40,7 +40,7 @@ class Study:
     annotation: str | None = _setting(None, "annotation file of the corpus, where it is not found in `root`")
     flow: str = _setting("tvl1", "optical flow estimator", ("tvl1", "dis", "farneback", "deepflow", "pcaflow", "raft", "meflow"))
     head_motion: str = _setting("nose", "how head motion is taken out of the flow", ("nose", "rigid", "learned", "none"))
-    style: str = _setting("v1", "color map style", ("v1", "white"))
+    style: str = _setting("v1", "color map style", ("v1", "white", "physical", "face", "safe", "arrows"))
     percentile: float = _setting(0.0, "share of the weakest motion left uncolored, in percent", low=0, high=99.9)
     size: int = _setting(224, "edge of the square face crop, in pixels", low=64, high=1024)
     model: str = _setting("nano", "base model: `nano` ships with mellm; else a Hugging Face name or a folder")

@@ -15,7 +15,7 @@ HOME = Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((HOME / "nbs").glob("*.ipynb"))
 MODULES = sorted(p for p in (HOME / "mellm").glob("*.py") if not p.name.startswith("_"))
 # The floors of the house, from the ground up: a module imports only from modules that stand before it.
-FLOORS = ("study plots aucode facs labels faces anatomy portrait motion capture layouts synth sheets folders codes rows apex megc corpora protocols data meflow flow flowbench flowtrain measures batch colormap instructions nano pretrain finetune explainer "
+FLOORS = ("study plots aucode facs labels faces anatomy portrait motion capture layouts synth sheets folders codes rows apex megc corpora protocols data meflow flow flowbench flowchecks flowtrain measures styles batch colormap throughput instructions nano pretrain finetune explainer "
           "metrics baselines eval analysis cli").split()
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|work|tmp|var/folders)/[\w.~-]|(?<![\w.])/root\b|[A-Z]:\\\\Users\\\\")
 
