@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['bench_clips', 'naive_maps', 'Meter', 'measure', 'compare', 'memory', 'growth', 'main']
 
-# %% ../nbs/01f_throughput.ipynb #3ad1f251
+# %% ../nbs/01f_throughput.ipynb #3e010aff
 import json, os, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from . import batch
 from .study import read_table, write_table
 
-# %% ../nbs/01f_throughput.ipynb #6a8e9db7
+# %% ../nbs/01f_throughput.ipynb #41fd98ba
 def bench_clips(folder: Path, # the frames go into it
                 n: int # clips
                ) -> pd.DataFrame: # onset_path, apex_path, clip; files repeat after the first 48
@@ -24,7 +24,7 @@ def bench_clips(folder: Path, # the frames go into it
     pairs = pd.DataFrame(paths)
     return pairs.iloc[np.arange(n) % len(pairs)].reset_index(drop=True).assign(clip=[f"clip{i:05d}" for i in range(n)])
 
-# %% ../nbs/01f_throughput.ipynb #9aea5d56
+# %% ../nbs/01f_throughput.ipynb #4af16e66
 def naive_maps(table: pd.DataFrame, # clip, onset_path, apex_path
                out: Path # folder of the PNG files
               ) -> None:
@@ -38,7 +38,7 @@ def naive_maps(table: pd.DataFrame, # clip, onset_path, apex_path
         done = clip_map(faces.read_image(clip.onset_path), faces.read_image(clip.apex_path), flow="tvl1")
         cv2.imwrite(str(Path(out)/f"{clip.clip}.png"), done.color_map[..., ::-1])
 
-# %% ../nbs/01f_throughput.ipynb #3bd8c3f2
+# %% ../nbs/01f_throughput.ipynb #0b0fc682
 def _family() -> list:
     "This process and all that it has started."
     import psutil
@@ -58,7 +58,7 @@ def _cpu(process) -> float: return sum(process.cpu_times()[:2])
 
 def _resident(process) -> float: return process.memory_info().rss/1e6
 
-# %% ../nbs/01f_throughput.ipynb #819aec21
+# %% ../nbs/01f_throughput.ipynb #d2e122ac
 class Meter:
     "Seconds, processor seconds and peak memory (MB) of what runs inside of `with Meter() as m`, its worker processes included."
     def __enter__(self):
@@ -78,7 +78,7 @@ class Meter:
         self._end.set()
         self._thread.join()
 
-# %% ../nbs/01f_throughput.ipynb #76128575
+# %% ../nbs/01f_throughput.ipynb #84221a0f
 def _one_way(way: str, table: pd.DataFrame, out: Path, workers: int, device: str) -> dict:
     "Make the maps of all clips in one way, in this process and its workers; what it cost."
     from mellm.colormap import make_maps
@@ -110,7 +110,7 @@ def _child(words: list) -> None:
     cost = _one_way(way, read_table(Path(folder)/"clips.csv"), Path(folder), workers, device)
     (Path(folder)/"cost.json").write_text(json.dumps(cost))
 
-# %% ../nbs/01f_throughput.ipynb #81beff55
+# %% ../nbs/01f_throughput.ipynb #2b6bb545
 def compare(table: pd.DataFrame, # clip, onset_path, apex_path
             ways: tuple=("naive", "tvl1", "dis", "meflow"), # the first is what the others are compared with
             workers: int=0, device: str="cpu"
@@ -122,22 +122,23 @@ def compare(table: pd.DataFrame, # clip, onset_path, apex_path
              "CPU ms a clip": cpu.round(1), "CPU ratio": (cpu[0]/cpu).round(1), "peak MB": rows["peak_mb"].round(0)}
     return pd.DataFrame(table).set_index("way")
 
-# %% ../nbs/01f_throughput.ipynb #76bdce65
+# %% ../nbs/01f_throughput.ipynb #e87a3598
 def _weighed(*job) -> dict:
     "`make_clip` and the memory of its process, MB."
     import psutil
     from mellm.colormap import make_clip
     row = make_clip(*job)
-    return dict(ok=row["ok"], process=os.getpid(), mb=_resident(psutil.Process()))
+    return dict(reason=row["reason"], process=os.getpid(), mb=_resident(psutil.Process()))
 
 def memory(table: pd.DataFrame, # clip, onset_path, apex_path
            out: Path, # folder of the maps
            flow: str="dis", size: int=64, workers: int=2
-          ) -> pd.DataFrame: # a row a clip: ok, process, mb, nth (of its process)
-    "Resident memory of the workers after each clip."
+          ) -> pd.DataFrame: # a row a clip: process, mb, nth (of its process)
+    "Resident memory of the workers after each clip. `RuntimeError` when a clip failed, because then it is not the job that is measured."
     from mellm.throughput import _weighed # by its module's name, so that another process finds it
     settings = dict(flow=flow, head_motion="nose", style="v1", percentile=0, size=size, device="cpu")
     rows = pd.DataFrame(batch.run([(c.clip, c.onset_path, c.apex_path, str(out), settings) for c in table.itertuples()], _weighed, workers))
+    if (rows["reason"] != "").any(): raise RuntimeError(f"A clip failed, so nothing is measured: {rows['reason'][rows['reason'] != ''].iloc[0]}")
     return rows.assign(nth=rows.groupby("process").cumcount())
 
 def growth(rows: pd.DataFrame, # of `memory`
@@ -151,7 +152,7 @@ def growth(rows: pd.DataFrame, # of `memory`
     names = {"clips": "clips", "start": "MB, first 20", "end": "MB, last 20", "growth": "MB for 1,000 clips"}
     return pd.DataFrame(lines, columns=list(names)).round(1).rename(columns=names)
 
-# %% ../nbs/01f_throughput.ipynb #cce58bc9
+# %% ../nbs/01f_throughput.ipynb #293b5bf6
 def main(words: list[str]=None # of the command line
         ) -> None:
     "python -m mellm.throughput: clips a second of several ways, or the memory of the workers."
@@ -169,6 +170,6 @@ def main(words: list[str]=None # of the command line
         if given.memory: table = growth(memory(clips, Path(folder)/"maps", workers=given.workers or 2), min(100, given.memory//10))
         else: table = compare(clips, tuple(given.ways), given.workers, given.device)
     print(table.to_string())
-    if given.csv: write_table(given.csv, table.reset_index())
+    if given.csv: write_table(given.csv, table.reset_index() if table.index.name else table)
 
 if __name__ == "__main__" and "__file__" in globals(): main() # as a script, not in a notebook
