@@ -14,6 +14,7 @@ import cv2, numpy as np, pandas as pd
 from . import batch
 from .faces import ImageError, _check_image, _cut, crop_face, face_box, inter_ocular, landmarks, read_image, transform_points
 from .flow import HEAD_MOTION, METHODS, _check_flow, _grey, face_motion, remove_head_motion
+from .meflow import weights_version
 from .measures import region_chart, region_motion
 from .styles import FULL, _check_style, _sample, color_map, legend
 from .study import _atomic, read_table, resolve, stage, write_table
@@ -145,7 +146,9 @@ def _file_name(clip: str) -> str:
 
 def _mark(onset: str, apex: str, settings: dict) -> str:
     "A short name for what a clip's files are made from."
-    return hashlib.sha256(json.dumps([onset, apex, {k: v for k, v in settings.items() if k != "device"}], sort_keys=True).encode()).hexdigest()[:16]
+    parts = [onset, apex, {k: v for k, v in settings.items() if k != "device"}]
+    if settings["flow"] == "meflow" or settings["head_motion"] == "learned": parts.append(weights_version())
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 def _save_clip(done: ClipMap, picture: Path, arrays: Path, **extra):
     "Write the color map, then the arrays that mark the clip as done."

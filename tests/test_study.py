@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from mellm import study as study_module
+
 from mellm.study import (Study, StudyError, fingerprint, home, read_jsonl, read_table, resolve, stage, write_json, write_jsonl,
                          write_table)
 
@@ -28,7 +30,7 @@ def away(tmp_path, monkeypatch):
 # Configuration
 
 @pytest.mark.parametrize("key, value, allowed", [
-    ("flow", "raft", "tvl1, dis, farneback"), ("style", "", "v1, white"), ("head_motion", "eyes", "nose, none"),
+    ("flow", "sift", "tvl1, dis, farneback"), ("style", "", "v1, white"), ("head_motion", "eyes", "nose, rigid, learned, none"),
     ("percentile", 100, "99.9"), ("percentile", -1, "at least 0"), ("size", 8, "at least 64"), ("subjects", 1, "at least 2"),
     ("epochs", 0, "at least 1"), ("batch_size", 0, "at least 1"), ("learning_rate", -1, "at least 0"), ("learning_rate", float("nan"), "at least 0"),
     ("learning_rate", float("inf"), "at most 1"), ("test_share", 1.0, "below 1"), ("test_share", 0, "above 0"), ("seed", -1, "at least 0"),
@@ -62,7 +64,7 @@ def test_a_whole_number_is_a_number():
     ({"MELLM_XYZZY": "2"}, "MELLM_XYZZY is not a setting of a study. The settings are"),
     ({"MELLM_EPOCHS": "two"}, "MELLM_EPOCHS): epochs must be a whole number, not 'two'"),
     ({"MELLM_EPOCHS": "2.5"}, "epochs must be a whole number"),
-    ({"MELLM_FLOW": "raft"}, "flow must be one of tvl1"),
+    ({"MELLM_FLOW": "sift"}, "flow must be one of tvl1"),
     ({"MELLM_STUDY": "a", "MELLM_NAME": "b"}, "MELLM_STUDY and MELLM_NAME"),
 ])
 def test_environment_mistakes(values, said):
@@ -97,7 +99,7 @@ def test_toml_by_environment_and_by_place(away):
 @pytest.mark.parametrize("text, said", [
     ("epocs = 2", "bad.toml: epocs is not a setting of a study. Did you mean epochs?"), ("epochs = '2'", "bad.toml: epochs must be a whole number"),
     ("epochs = ", "is not valid TOML"), ("epochs = 2.0", "whole number"), ("epochs = true", "whole number"), ("[study]\nepochs = 2", "study is not a setting"),
-    ("flow = 'raft'", "bad.toml: flow must be one of"),
+    ("flow = 'sift'", "bad.toml: flow must be one of"),
 ])
 def test_toml_mistakes(away, text, said):
     (away / "bad.toml").write_text(text)
@@ -315,3 +317,17 @@ def test_a_notebook_and_its_module_make_the_same_fingerprint(tmp_path):
     NotebookClient(nb, kernel_name="python3").execute()
     from mellm import facs
     assert nb.cells[-1].outputs[0].text.strip() == fingerprint(Study(runs=str(tmp_path)), "facs", getattr(facs, name))
+
+
+def test_new_weights_make_a_stage_anew(tmp_path):
+    (tmp_path / "net.py").write_text("from .study import stage\n")
+    before = study_module._sources(tmp_path / "net.py", {})
+    weights = tmp_path / "weights" / "net" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"1")
+    first, _ = study_module._sources(tmp_path / "net.py", {}), weights.write_bytes(b"2")
+    assert before != first != study_module._sources(tmp_path / "net.py", {})
+
+
+def test_variables_that_are_no_settings_are_left_alone():
+    assert Study.load(env={"MELLM_VIDEO": "face.mp4", "MELLM_FULL": "1", "MELLM_MEGC": "flows"}) == Study.load(env={})
