@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['bench_clips', 'naive_maps', 'Meter', 'measure', 'compare', 'memory', 'growth', 'main']
 
-# %% ../nbs/01f_throughput.ipynb #3e010aff
+# %% ../nbs/01f_throughput.ipynb #f0002c61
 import json, os, subprocess, sys, tempfile, threading, time
 from pathlib import Path
 import numpy as np, pandas as pd
 from . import batch
 from .study import read_table, write_table
 
-# %% ../nbs/01f_throughput.ipynb #41fd98ba
+# %% ../nbs/01f_throughput.ipynb #438f974d
 def bench_clips(folder: Path, # the frames go into it
                 n: int # clips
                ) -> pd.DataFrame: # onset_path, apex_path, clip; files repeat after the first 48
@@ -24,7 +24,7 @@ def bench_clips(folder: Path, # the frames go into it
     pairs = pd.DataFrame(paths)
     return pairs.iloc[np.arange(n) % len(pairs)].reset_index(drop=True).assign(clip=[f"clip{i:05d}" for i in range(n)])
 
-# %% ../nbs/01f_throughput.ipynb #4af16e66
+# %% ../nbs/01f_throughput.ipynb #0a6851b6
 def naive_maps(table: pd.DataFrame, # clip, onset_path, apex_path
                out: Path # folder of the PNG files
               ) -> None:
@@ -38,7 +38,7 @@ def naive_maps(table: pd.DataFrame, # clip, onset_path, apex_path
         done = clip_map(faces.read_image(clip.onset_path), faces.read_image(clip.apex_path), flow="tvl1")
         cv2.imwrite(str(Path(out)/f"{clip.clip}.png"), done.color_map[..., ::-1])
 
-# %% ../nbs/01f_throughput.ipynb #0b0fc682
+# %% ../nbs/01f_throughput.ipynb #146f6a34
 def _family() -> list:
     "This process and all that it has started."
     import psutil
@@ -58,7 +58,7 @@ def _cpu(process) -> float: return sum(process.cpu_times()[:2])
 
 def _resident(process) -> float: return process.memory_info().rss/1e6
 
-# %% ../nbs/01f_throughput.ipynb #d2e122ac
+# %% ../nbs/01f_throughput.ipynb #01d1c490
 class Meter:
     "Seconds, processor seconds and peak memory (MB) of what runs inside of `with Meter() as m`, its worker processes included."
     def __enter__(self):
@@ -78,7 +78,7 @@ class Meter:
         self._end.set()
         self._thread.join()
 
-# %% ../nbs/01f_throughput.ipynb #84221a0f
+# %% ../nbs/01f_throughput.ipynb #81089019
 def _one_way(way: str, table: pd.DataFrame, out: Path, workers: int, device: str) -> dict:
     "Make the maps of all clips in one way, in this process and its workers; what it cost."
     from mellm.colormap import make_maps
@@ -110,7 +110,7 @@ def _child(words: list) -> None:
     cost = _one_way(way, read_table(Path(folder)/"clips.csv"), Path(folder), workers, device)
     (Path(folder)/"cost.json").write_text(json.dumps(cost))
 
-# %% ../nbs/01f_throughput.ipynb #2b6bb545
+# %% ../nbs/01f_throughput.ipynb #40c0ce19
 def compare(table: pd.DataFrame, # clip, onset_path, apex_path
             ways: tuple=("naive", "tvl1", "dis", "meflow"), # the first is what the others are compared with
             workers: int=0, device: str="cpu"
@@ -122,7 +122,7 @@ def compare(table: pd.DataFrame, # clip, onset_path, apex_path
              "CPU ms a clip": cpu.round(1), "CPU ratio": (cpu[0]/cpu).round(1), "peak MB": rows["peak_mb"].round(0)}
     return pd.DataFrame(table).set_index("way")
 
-# %% ../nbs/01f_throughput.ipynb #e87a3598
+# %% ../nbs/01f_throughput.ipynb #1317dbdc
 def _weighed(*job) -> dict:
     "`make_clip` and the memory of its process, MB."
     import psutil
@@ -152,7 +152,7 @@ def growth(rows: pd.DataFrame, # of `memory`
     names = {"clips": "clips", "start": "MB, first 20", "end": "MB, last 20", "growth": "MB for 1,000 clips"}
     return pd.DataFrame(lines, columns=list(names)).round(1).rename(columns=names)
 
-# %% ../nbs/01f_throughput.ipynb #293b5bf6
+# %% ../nbs/01f_throughput.ipynb #3039cc2c
 def main(words: list[str]=None # of the command line
         ) -> None:
     "python -m mellm.throughput: clips a second of several ways, or the memory of the workers."
