@@ -129,7 +129,7 @@ def _from_toml(path: Path) -> dict:
     return values
 
 # %% ../nbs/00e_study.ipynb #0332f879
-NO_SETTINGS = ("MELLM_CONFIG", "MELLM_MEGC", "MELLM_VIDEO", "MELLM_FULL") # two files, a folder, and whether notebooks measure at full length
+NO_SETTINGS = ("MELLM_CONFIG", "MELLM_MEGC", "MELLM_VIDEO", "MELLM_PHOTOS", "MELLM_FULL") # files and folders, and whether notebooks measure at full length
 
 def _from_env(env: dict) -> dict:
     "The settings among the environment variables `MELLM_*`; those of `NO_SETTINGS` are none."
