@@ -147,7 +147,7 @@ def _file_name(clip: str) -> str:
 def _mark(onset: str, apex: str, settings: dict) -> str:
     "A short name for what a clip's files are made from."
     parts = [onset, apex, {k: v for k, v in settings.items() if k != "device"}]
-    if settings["flow"] == "meflow" or settings["head_motion"] == "learned": parts.append(weights_version())
+    if "meflow" in settings.values() or "learned" in settings.values(): parts.append(weights_version())
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 def _save_clip(done: ClipMap, picture: Path, arrays: Path, **extra):
