@@ -227,7 +227,7 @@ def read_jsonl(path: str | os.PathLike # a file with one JSON object a line; bla
 # %% ../nbs/00e_study.ipynb #10db538f
 TEXT_COLUMNS = ("corpus", "subject", "clip", "aus", "emotion", "emotion3", "emotion5", "emotion7", "apex_source", "frames", "onset_path", "apex_path", "flow_path", "split",
                 "color_map", "flow", "text", "question", "answer", "region", "direction", "color", "strength", "error",
-                "file", "filename", "problem", "done", "objective", "fold", "part", "manner")
+                "file", "filename", "problem", "done", "reason", "note", "objective", "fold", "part", "manner")
 
 def write_table(path: str | os.PathLike, df) -> Path:
     "Write a DataFrame as CSV without its index, atomically."
