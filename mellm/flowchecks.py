@@ -71,7 +71,7 @@ def head_table(n: int=24, first: int=BENCH + 50_000) -> pd.DataFrame: # one row 
             flow, area = estimate_flow(case.onset, case.apex, "dis"), face_area(case.landmarks, case.onset.shape)
             found = {("none", "dis"): (flow, 0*flow), ("nose", "dis"): (flow, flow - remove_head_motion(flow, case.landmarks, "nose")), ("rigid, similarity", "dis"): (flow, rigid_motion(flow, case.landmarks)),
                      ("rigid, affine", "dis"): (flow, rigid_motion(flow, case.landmarks, "affine"))}
-            if learned: found["learned", "meflow"] = (lambda f, h, _: (f, h))(*estimate(case, "meflow"))
+            if learned: found["learned", "meflow"] = estimate(case, "meflow")[:2]
             still = area & case.seen & (length(case.expression) < .02)
             for (method, source), (total, head) in found.items():
                 rows.append({"method": method, "flow": source, "motion": move, "off, over the face": length(head - case.head)[area].mean(), "left on still skin": length(total - head)[still].mean()})
