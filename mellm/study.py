@@ -44,11 +44,19 @@ class Study:
     percentile: float = _setting(0.0, "share of the weakest motion left uncolored, in percent", low=0, high=99.9)
     size: int = _setting(224, "edge of the square face crop, in pixels", low=64, high=1024)
     model: str = _setting("nano", "base model: `nano` ships with mellm; else a Hugging Face name or a folder")
-    strategy: str = _setting("lora-all", "fine-tuning strategy", ("lora-llm", "lora-all"))
+    revision: str | None = _setting(None, "commit, branch or tag of the base model on the Hub")
+    strategy: str = _setting("lora-all", "fine-tuning strategy", ("lora-llm", "lora-all", "perception-first", "full"))
+    adapter: str = _setting("lora", "kind of low-rank update", ("lora", "dora", "rslora", "dora+rslora"))
+    quantize: str = _setting("none", "weights of the frozen base in training: as they are, or in 4 bit (QLoRA; needs a GPU and bitsandbytes)", ("none", "4bit"))
+    language: str = _setting("en", "of instructions and answers", ("en", "zh"))
+    view: str = _setting("picture", "what the model is given: the color map, or 29 region lines as text", ("picture", "text"))
+    augment: str = _setting("mirror", "training pictures beside the corpus' own: their mirror images, or none", ("none", "mirror"))
     subjects: int = _setting(24, "synthetic corpus: number of people", low=2)
     clips_per_subject: int = _setting(12, "synthetic corpus: clips of each", low=1)
     epochs: int = _setting(8, "passes over the training data", low=1)
-    batch_size: int = _setting(8, "conversations in a step", low=1)
+    batch_size: int = _setting(8, "conversations in a step, over all processes", low=1)
+    inner_share: float = _setting(0.12, "share of the training subjects set aside to watch the loss; 0 watches none", low=0, high=0.5)
+    report_to: str = _setting("tensorboard", "where training curves go: tensorboard, another reporter of transformers, or none")
     learning_rate: float = _setting(0.0, "peak learning rate; 0 takes the model's own, 4e-3 for `nano` and 1e-4 for others", low=0, high=1)
     lora_rank: int = _setting(16, "rank of the LoRA update matrices", low=1, high=1024)
     max_new_tokens: int = _setting(160, "longest description a model may write", low=1)
@@ -69,7 +77,6 @@ class Study:
     def folder(self) -> Path:
         "Where the results of this study lie."
         return home() / Path(self.runs).expanduser() / self.name
-
     def __post_init__(self): _validate(self)
     def _repr_markdown_(self) -> str: return _markdown(self)
 
