@@ -50,7 +50,7 @@ class ClipMap:
     color_map: np.ndarray   # (size, 2·size, 3) in the style "side"
     flow: np.ndarray        # (size, size, 2) float32, head motion removed
     landmarks: np.ndarray   # (68, 2) of the onset
-    regions: pd.DataFrame   # of region_motion, the fifteen
+    regions: pd.DataFrame   # of region_motion, the seventeen that a description speaks of
     onset: np.ndarray
     apex: np.ndarray
     box: tuple              # x, y, width, height of the face in the onset frame
@@ -70,7 +70,7 @@ def _finish(pair: FacePair, flow: np.ndarray, style: str, percentile: float) -> 
     "Paint and measure the motion of a pair."
     a, b = (i if i.ndim == 3 else np.repeat(i[..., None], 3, 2) for i in (pair.onset, pair.apex))
     painted = color_map(a, flow, style, percentile, pair.landmarks)
-    return ClipMap(painted, flow, pair.landmarks, region_motion(flow, pair.landmarks), a, b, pair.box, pair.transform, style)
+    return ClipMap(painted, flow, pair.landmarks, region_motion(flow, pair.landmarks, "spoken"), a, b, pair.box, pair.transform, style)
 
 # %% ../nbs/01_flow_colormap.ipynb #eee1dba3
 def clip_map(onset: np.ndarray, # uint8 frame, RGB (H, W, 3) or grey (H, W)
@@ -102,7 +102,7 @@ def _bar(done: ClipMap, ax) -> None:
     for axis in (ax, top): axis.tick_params(labelsize=8)
 
 def explain_map(done: ClipMap, # of clip_map
-                regions: str="facs" # "facs" or "fine"
+                regions: str="facs" # of mellm.measures.REGION_SETS
                ): # matplotlib Figure
     "A clip's color map with its full legend: wheel, strength bar with units, and the regions with their names."
     from matplotlib.figure import Figure
@@ -246,7 +246,7 @@ def _check_table(table: pd.DataFrame, flow: str, head_motion: str, style: str, p
     twice = table["clip"][table["clip"].duplicated()]
     if len(twice): raise ValueError(f"The clip {twice.iloc[0]!r} stands more than once in the table. Give every clip a name of its own.")
 
-REGION_TABLES = {"regions": "facs", "fine_regions": "fine"} # file: regions of `region_motion`
+REGION_TABLES = {"regions": "spoken", "fine_regions": "fine"} # file: regions of `region_motion`
 
 def _region_tables(clip: str, folder: str) -> list: # a table for each of REGION_TABLES
     "Region motion of one clip, from its stored flow."

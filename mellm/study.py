@@ -59,7 +59,7 @@ class Study:
     report_to: str = _setting("tensorboard", "where training curves go: tensorboard, another reporter of transformers, or none")
     learning_rate: float = _setting(0.0, "peak learning rate; 0 takes the model's own, 4e-3 for `nano` and 1e-4 for others", low=0, high=1)
     lora_rank: int = _setting(16, "rank of the LoRA update matrices", low=1, high=1024)
-    max_new_tokens: int = _setting(160, "longest description a model may write", low=1)
+    max_new_tokens: int = _setting(240, "longest description a model may write, in tokens", low=1)
     test_share: float = _setting(0.34, "share of the subjects held out for testing", low=0, high=1, open_ends=True)
     seed: int = _setting(0, "of the corpus, the split and the training", low=0, high=2**32 - 1)
     workers: int = _setting(0, "processes for batch jobs; 0 takes all cores", low=0)

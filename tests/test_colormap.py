@@ -113,7 +113,7 @@ def test_flow_in_the_frame_is_the_motion_of_the_frame():
 
 def test_clip_map_knows_its_fine_regions_and_style(drawn):
     clip = clip_map(drawn.image, np.roll(drawn.image, 1, 1), "dis", style="side", size=96, lm=drawn.landmarks)
-    assert len(clip.regions) == 15 and len(clip.fine_regions) == 29 and clip.style == "side" and clip.color_map.shape == (96, 192, 3)
+    assert len(clip.regions) == 17 and len(clip.fine_regions) == 29 and clip.style == "side" and clip.color_map.shape == (96, 192, 3)
     assert clip._repr_png_()[:4] == b"\x89PNG"
 
 
