@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from mellm import metrics
-from mellm.metrics import (MIN_SUBJECTS, accuracy, au_scores, au_table, bootstrap_ci, count, hit_rate, macro_f1, macro_recall, micro_f1, resample,
-                           summary, uar, uf1)
+from mellm.metrics import (MIN_SUBJECTS, accuracy, au_scores, au_table, bootstrap_ci, count, hit_rate, macro_f1, macro_recall, mean_score, micro_f1, resample,
+                           right_answer, rouge_l, summary, uar, uf1, words)
 
 CLASSES = ("negative", "positive", "surprise")
 
@@ -122,10 +122,57 @@ def test_repeated_index_labels_do_not_merge_clips():
     (lambda: au_scores([(1,)], []), "1 true AU sets but 0 predictions"),
     (lambda: au_scores([(1,), ()], [(1,), (1,)]), "position 1 has no annotated action units"),
     (lambda: summary([{"clip": "c"}]), "lack the columns aus"),
+    (lambda: rouge_l(["a"], []), "1 reference texts but 0 texts"),
+    (lambda: mean_score([1, 2], ["a"]), "2 numbers but 1 subjects"),
     (lambda: resample(macro_f1, np.zeros((2, 3, 1), int), ["a"]), "counts of 2 clips but subjects of 1"),
 ])
 def test_errors_are_sentences(call, said):
     with pytest.raises(ValueError, match=said): call()
+
+
+# --- what only a language model says --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("truth,said,right", [
+    ("Yes.", "yes", True), ("Yes.", "Yes, the chin moves up.", True), ("No.", "No, it does not.", True), ("Yes.", "No.", False), ("No.", "It may.", False), ("No.", "", False), ("Yes.", None, False),
+    ("Up and out, strongly.", " up AND out strongly ", True), ("Up and out, strongly.", "Out and up, strongly.", False), ("Up.", "Up and out.", False), ("Violet.", None, False),
+    ("It does not move clearly.", "No.", False), ("是。", "是的。", True), ("否。", "是。", False), ("否。", "嗯", False), ("向上，强烈。", "向上 强烈", True)])
+def test_short_answers(truth, said, right): assert right_answer(truth, said) is right
+
+
+def test_words_of_every_kind_of_text():
+    assert words("AU6+12; yellow-green.") == ["au6", "12", "yellow", "green"] and words("嘴角AU12") == ["嘴", "角", "au12"]
+    assert words(None) == words("") == words(" .,;—") == [] == words(float("nan"))
+
+
+def test_rouge_by_hand():
+    assert rouge_l(["a b c d"], ["a x c"])[0] == pytest.approx(2 * (2 / 3) * (2 / 4) / (2 / 3 + 2 / 4))
+    assert rouge_l(["a b", "a b", "a b", "嘴角向上"], ["b a", "", None, "嘴角向下"]).tolist() == pytest.approx([.5, 0, 0, .75])
+    assert len(rouge_l([], [])) == 0
+
+
+def test_mean_score_leaves_missing_numbers_out():
+    s = mean_score([1, 0, float("nan"), 1], list("abcd"))
+    assert s["value"] == pytest.approx(2 / 3) and s["n"] == s["subjects"] == 3 and s["low"] is None
+    assert mean_score([], []) == dict(value=None, low=None, high=None, n=0, subjects=0) == mean_score([float("nan")], ["a"])
+    s = mean_score([.5] * 10, [f"s{i % MIN_SUBJECTS}" for i in range(10)])
+    assert (s["value"], s["low"], s["high"]) == (.5, .5, .5)
+
+
+def test_mean_score_redraws_by_subject():
+    values, people = [.9, .8, .7, .1, .2, .3, .4, .5], list("aabbccde")
+    draws = [np.mean([v for n, k in zip("abcde", times) for _ in range(k) for v, who in zip(values, people) if who == n])
+             for times in np.random.default_rng(2).multinomial(5, np.full(5, 1 / 5), 1000)]
+    s = mean_score(values, people, seed=2)
+    assert (s["low"], s["high"]) == pytest.approx(np.quantile(draws, [.025, .975]))
+
+
+def test_summary_scores_the_columns_that_are_there():
+    plain = rows(["negative", "positive"], ["negative", None], [[4], [12]], [[4], None])
+    assert {"fine_uf1", "rouge_l"}.isdisjoint(summary(plain))
+    told = [r | dict(fine=f, fine_pred=p, reference=a, text=b) for r, f, p, a, b in zip(plain, ("disgust", "happiness"), ("disgust", float("nan")), ("one two", ""), ("one two", None))]
+    s = summary(told)
+    assert s["fine_uf1"] == dict(value=.5, low=None, high=None, n=2, subjects=2) and s["rouge_l"]["value"] == 1 and s["rouge_l"]["n"] == 1
+    assert summary([r | dict(fine="") for r in told])["fine_uf1"]["value"] is None
 
 
 # --- bootstrap -------------------------------------------------------------------------------------------------------
@@ -211,6 +258,14 @@ def test_intervals_lie_in_range(data):
         s = summary([dict(corpus="c", subject=who, emotion=t, emotion_pred=p, aus=[], aus_pred=None) for t, p, who in data], n=50)["uf1"]
     assert (s["low"] is None) == (s["subjects"] < MIN_SUBJECTS)
     if s["low"] is not None: assert 0 <= s["low"] <= s["high"] <= 1
+
+
+@given(st.lists(st.tuples(st.text("ab 嘴,", max_size=12), st.text("ab 嘴,", max_size=12)), max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_rouge_lies_in_range_and_the_truth_is_one(pairs):
+    for (truth, said), score in zip(pairs, rouge_l([a for a, _ in pairs], [b for _, b in pairs])):
+        assert 0 <= score <= 1 and rouge_l([said], [truth])[0] == pytest.approx(score)   # F1 is symmetric
+        assert rouge_l([truth], [truth])[0] == (1 if words(truth) else 0)
 
 
 def test_import_stays_light():
