@@ -11,15 +11,30 @@ import json, shutil
 import pandas as pd
 
 from . import finetune
+from .answers import parse_answer
 from .baselines import BASELINES, check_leak
 from .facs import au_name, parse_aus
-from .instructions import DESCRIBE, parse_answer
+from .instructions import DESCRIBE
+from .labels import emotion_name
 from .metrics import MIN_SUBJECTS, RESAMPLES, SCORES, au_table, summary
 from .study import Study, read_jsonl, read_table, stage, write_json, write_jsonl, write_table
 
 # %% auto #0
-__all__ = ['PATHS', 'PART', 'ADAPTERS', 'METHODS', 'SHOWN', 'to_rows', 'ask', 'answer', 'conditions', 'score', 'note',
-           'corpus_name', 'method_name', 'read_metrics', 'result_table', 'au_result_table', 'plot_scores', 'build']
+__all__ = ['PATHS', 'PART', 'ADAPTERS', 'METHODS', 'SHOWN', 'fine_emotion', 'read_texts', 'to_rows', 'ask', 'answer',
+           'conditions', 'score', 'note', 'corpus_name', 'method_name', 'read_metrics', 'result_table',
+           'au_result_table', 'plot_scores', 'build']
+
+# %% ../nbs/04_eval.ipynb #8f0dd9e8
+def fine_emotion(label) -> str | None:
+    "The fine emotion of a clip's label in one spelling; `None` where the corpus knows only a coarse class, or none."
+    name = emotion_name(label)
+    return None if name in ("positive", "negative") else name
+
+
+def read_texts(texts: list[str]) -> pd.DataFrame: # aus_pred, emotion_pred, fine_pred: None where a text does not say
+    "What can be read in the texts of a language model."
+    said = [parse_answer(text) for text in texts]
+    return pd.DataFrame({"aus_pred": [a.aus for a in said], "emotion_pred": [a.emotion for a in said], "fine_pred": [a.fine for a in said]}, dtype=object)
 
 # %% ../nbs/04_eval.ipynb #cell-10
 PATHS = ("color_map", "flow", "onset_path", "apex_path")
@@ -27,16 +42,18 @@ PATHS = ("color_map", "flow", "onset_path", "apex_path")
 
 def to_rows(clips: pd.DataFrame,   # clips with corpus, subject, aus, emotion3 and the paths
             method: str,
-            answers: pd.DataFrame, # aus_pred, emotion_pred of each clip, None where there is none
+            answers: pd.DataFrame, # aus_pred, emotion_pred and perhaps fine_pred of each clip, None where there is none
             texts: list[str] | None = None,
             question: str | None = None) -> list[dict]:
     "One prediction row for each clip. Raises `ValueError` when an answer is missing."
     if not len(clips) == len(answers) == len(texts if texts is not None else clips):
         raise ValueError(f"{method} gave {len(answers)} answers for {len(clips)} clips; every clip needs one")
     units = [None if u is None else sorted(int(a) for a in u) for u in answers.aus_pred]
-    return [dict(clip=c.clip, corpus=c.corpus, subject=c.subject, method=method, aus=list(parse_aus(c.aus).numbers), emotion=c.emotion3 or None, aus_pred=u, emotion_pred=e or None,
+    rows = [dict(clip=c.clip, corpus=c.corpus, subject=c.subject, method=method, aus=list(parse_aus(c.aus).numbers), emotion=c.emotion3 or None, aus_pred=u, emotion_pred=e or None,
                  text=t, question=question, **{p: getattr(c, p) for p in PATHS})
             for c, u, e, t in zip(clips.itertuples(), units, answers.emotion_pred, texts if texts is not None else [None] * len(clips))]
+    if "fine_pred" not in answers: return rows
+    return [row | dict(fine=fine_emotion(label), fine_pred=f or None) for row, label, f in zip(rows, clips.emotion, answers.fine_pred)]
 
 # %% ../nbs/04_eval.ipynb #cell-13
 PART = 240                                      # clips whose texts are saved together
@@ -65,9 +82,7 @@ def answer(study: Study, method: str, # one of METHODS
     check_leak(train, test)
     if method in BASELINES: return to_rows(test, method, BASELINES[method](train, test, study))
     texts = ask(study, test, method, folder)
-    parsed = [parse_answer(text) for text in texts]
-    return to_rows(test, method, pd.DataFrame({"aus_pred": pd.Series([a.aus for a in parsed], dtype=object), "emotion_pred": pd.Series([a.emotion for a in parsed], dtype=object)}),
-                   texts, DESCRIBE[0])
+    return to_rows(test, method, read_texts(texts), texts, DESCRIBE[0])
 
 # %% ../nbs/04_eval.ipynb #cell-18
 def conditions(study: Study, train: pd.DataFrame, test: pd.DataFrame) -> dict:
@@ -116,7 +131,7 @@ def corpus_name(metrics: dict) -> str:
 
 def method_name(method: str, model: str = "") -> str:
     "How a method is called in tables and figures."
-    return {"majority": "majority", "svm": "flow histogram + SVM", "base": f"{Path(model).name}, untuned", "finetuned": f"{Path(model).name}, fine-tuned"}.get(method, method)
+    return {"majority": "majority", "frequent": "most frequent answer", "svm": "flow histogram + SVM", "base": f"{Path(model).name}, untuned", "finetuned": f"{Path(model).name}, fine-tuned"}.get(method, method)
 
 # %% ../nbs/04_eval.ipynb #cell-23
 def _cell(entry: dict, name: str = "") -> str:
@@ -136,12 +151,13 @@ def read_metrics(folder) -> dict:
     return json.loads(file.read_text(encoding="utf-8"))
 
 
-def result_table(folder: str | Path # of the stage `eval`
+def result_table(folder: str | Path, # of the stage `eval`
+                 shown: tuple[str, ...] = SHOWN # which of SCORES
                  ) -> pd.DataFrame: # methods × scores, as text; the conditions in .attrs["note"]
     "The result table as a paper prints it."
     metrics = read_metrics(folder)
-    rows = {method_name(m, metrics["conditions"]["model"]): {SCORES[s]: _cell(result["scores"][s], s) for s in SHOWN} for m, result in metrics["methods"].items()}
-    table = pd.DataFrame.from_dict(rows, orient="index", columns=[SCORES[s] for s in SHOWN]).rename_axis("method")
+    rows = {method_name(m, metrics["conditions"]["model"]): {SCORES[s]: _cell(result["scores"].get(s, dict(value=None)), s) for s in shown} for m, result in metrics["methods"].items()}
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=[SCORES[s] for s in shown]).rename_axis("method")
     table.attrs["note"] = note(metrics)
     return table
 

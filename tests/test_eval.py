@@ -97,6 +97,15 @@ def test_errors_are_sentences(tmp_path):
     with pytest.raises(ValueError, match="2 answers for 1 clips"): evaluation.to_rows(clips, "svm", pd.DataFrame({"aus_pred": [None] * 2, "emotion_pred": [None] * 2}))
 
 
+@pytest.mark.parametrize("label,fine", [("Happy", "happiness"), ("surprise", "surprise"), ("negative", None), ("positive", None), ("", None), (None, None), (float("nan"), None), ("unheard of", None)])
+def test_fine_emotions(label, fine): assert evaluation.fine_emotion(label) == fine
+
+
+def test_texts_are_read_one_by_one():
+    read = evaluation.read_texts(["Conclude: AU6+12; positive, happiness.", "", "Conclude: AU4."])
+    assert read.values.tolist() == [[(6, 12), "positive", "happiness"], [None] * 3, [(4,), None, None]] and evaluation.read_texts([]).empty
+
+
 # --- the stages ------------------------------------------------------------------------------------------------------
 
 RECIPE = [("1+2", "surprise", (0, -1), "up"), ("4", "negative", (0, 1), "down"), ("12", "positive", (1, 0), "right")]
@@ -116,7 +125,7 @@ def made(tmp_path, monkeypatch):
             flow[:8] += push
             np.savez_compressed(folder / "maps" / f"{clip}.npz", flow=flow.astype(np.float16), transform=np.array([[1., 0, 0], [0, 1, 0]]))
             for name in ("", "_onset", "_apex"): cv2.imwrite(str(folder / "maps" / f"{clip}{name}.png"), np.full((16, 16, 3), 20 * s, np.uint8))
-            rows.append(dict(corpus="synthetic", subject="astronaut" if s == 11 else f"p{s:02d}", clip=clip, aus=aus, emotion3=emotion, split="test" if s >= 6 else "train", color_map=f"colormap/maps/{clip}.png",
+            rows.append(dict(corpus="synthetic", subject="astronaut" if s == 11 else f"p{s:02d}", clip=clip, aus=aus, emotion3=emotion, emotion={"negative": "anger", "positive": "positive"}.get(emotion, emotion), split="test" if s >= 6 else "train", color_map=f"colormap/maps/{clip}.png",
                              flow=f"colormap/maps/{clip}.npz", onset_path=f"colormap/maps/{clip}_onset.png", apex_path=f"colormap/maps/{clip}_apex.png"))
             regions += [dict(clip=clip, region=r, percent=.2 + .3 * s) for r in REGIONS]
     write_table(folder / "regions.csv", pd.DataFrame(regions))
@@ -147,12 +156,17 @@ def test_the_stage_asks_everybody_about_all_test_clips(made):
     for method in evaluation.METHODS:
         said = read_jsonl(folder / "predictions" / f"{method}.jsonl")
         assert [r["clip"] for r in said] == test
-        assert set(said[0]) == {"clip", "corpus", "subject", "method", "aus", "emotion", "aus_pred", "emotion_pred", "text", "question", *evaluation.PATHS}
+        told = {"fine", "fine_pred"} if method in evaluation.ADAPTERS else set()
+        assert set(said[0]) == {"clip", "corpus", "subject", "method", "aus", "emotion", "aus_pred", "emotion_pred", "text", "question", *evaluation.PATHS} | told
         assert (said[0]["question"] == DESCRIBE[0]) == (method in ("base", "finetuned"))
     said = read_jsonl(folder / "predictions" / "base.jsonl")[0]
     assert said["aus_pred"] is None and said["emotion_pred"] is None and said["text"] == "Something moves."
     table = evaluation.result_table(folder)
     assert table.UF1["nano, fine-tuned"] == "1.00 [1.00, 1.00]" and table.unparsable["nano, untuned"] == "100 %" and table.UF1["flow histogram + SVM"].startswith("1.00")
+    fine = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["methods"]["finetuned"]["scores"]["fine_uf1"]
+    assert fine["n"] == 12 and fine["value"] == .5  # of anger and surprise, the latter is named; a label that is itself coarse does not count
+    shown = evaluation.result_table(folder, ("fine_uf1",))["fine UF1"]
+    assert shown["majority"] == "–" and shown["nano, fine-tuned"].startswith("0.50")
     evaluation.build(study)
     assert len(calls) == 2  # a finished stage is not run again
 
