@@ -132,7 +132,7 @@ def test_the_fine_set_measures_a_shared_region_as_the_coarse_one(lm):
 
 
 def test_unknown_sets_and_bad_flows_are_named(lm):
-    with pytest.raises(ValueError, match="'all' is unknown. Choose one of facs, fine"): region_motion(np.zeros((9, 9, 2)), lm, "all")
+    with pytest.raises(ValueError, match="'all' is unknown. Choose one of facs, spoken, fine"): region_motion(np.zeros((9, 9, 2)), lm, "all")
     with pytest.raises(ValueError, match="NaN"): region_motion(np.full((9, 9, 2), np.nan), lm, "fine")
     with pytest.raises(ValueError, match=r"\(H, W, 2\)"): region_motion(np.zeros((9, 9)), lm)
 
