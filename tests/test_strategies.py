@@ -175,7 +175,7 @@ def test_bad_input(made, monkeypatch):
     assert not calls
     with pytest.raises(ValueError, match="'full' has not been asked in the study made"): examples(study, "full")
     monkeypatch.setattr(predict, "predict", lambda *a, **k: ["one"])
-    with pytest.raises(ValueError, match="base gave 1 answers to 18 questions"): run(study, [])
+    with pytest.raises(ValueError, match="The model gave 1 answers to 18 questions"): run(study, [])
 
 
 def test_a_leak_stops_it(made):
@@ -187,8 +187,8 @@ def test_a_leak_stops_it(made):
 
 def test_cost(made, tmp_path):
     study = made[0]
-    assert cost(study, "base") == dict(minutes=None, parameters=None)
-    paid = cost(study, "perception-first")
+    assert cost(None) == dict(minutes=None, parameters=None)
+    paid = cost(predict.tuned_folder(strategy_study(study, "perception-first")))
     assert paid["parameters"] == 2 * (5 + ALL.index("perception-first")) + 3 and 0 <= paid["minutes"] < 1
     with pytest.raises(ValueError, match="no safetensors file"): trained_parameters(tmp_path)
 
