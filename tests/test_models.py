@@ -1,4 +1,4 @@
-"Nano, LoRA fine-tuning and generation, on models small enough to build in a test."
+"Nano, and models small enough to build in a test: loading, labels, generation."
 import json
 
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mellm import finetune as F, instructions as I, nano
+from mellm import bases, nano, predict, words
 from mellm.study import Study
 
 TINY = dict(vision=dict(nano.SIZES["vision"], depth=2, hidden_size=32, intermediate_size=48, num_heads=2, fullatt_block_indexes=[1]),
@@ -36,7 +36,7 @@ def make_records(study, n=4):
     rows = []
     for i in range(n):
         Image.fromarray(rng.integers(0, 255, (224, 224, 3), np.uint8)).save(study.folder / f"{i}.png")
-        rows.append(dict(id=str(i), clip=str(i), images=[f"{i}.png"], messages=I.conversation([("What moves?", "Nothing moves clearly."), ("Which emotion is it: negative, positive or surprise?", "Positive.")])))
+        rows.append(dict(id=str(i), clip=str(i), images=[f"{i}.png"], messages=words.conversation([("What moves?", "Nothing moves clearly."), ("Which emotion is it: negative, positive or surprise?", "Positive.")])))
     return rows
 
 
@@ -50,13 +50,13 @@ def test_shipped_model_is_small_and_loads():
 
 def test_tokenizer_reads_anything_back():
     tok = nano.load_processor().tokenizer
-    for text in (I.SYSTEM, "Ünïcode and 漢字, 12+4\n\nAU12", "Both mouth corners move up and out, strongly."):
+    for text in (words.SYSTEM, "Ünïcode and 漢字, 12+4\n\nAU12", "Both mouth corners move up and out, strongly."):
         assert tok.decode(tok(text)["input_ids"]) == text
 
 
 def test_picture_takes_64_tokens():
     p = nano.load_processor()
-    text = p.apply_chat_template(I.conversation([("What moves?", None)]), tokenize=False, add_generation_prompt=True)
+    text = p.apply_chat_template(words.conversation([("What moves?", None)]), tokenize=False, add_generation_prompt=True)
     out = p(text=[text], images=[Image.new("RGB", (224, 224))], return_tensors="pt")
     assert (out["input_ids"] == p.tokenizer.convert_tokens_to_ids("<|image_pad|>")).sum() == 64
 
@@ -70,60 +70,17 @@ def test_patches_equal_the_processor():
 
 
 def test_labels_hold_the_answers_only(study):
-    _, processor = F.load_base(study.model)
-    batch = F.Collator(study, processor)(make_records(study, 2))
+    _, processor = bases.load_base(study.model)
+    batch = bases.Collator(study, processor)(make_records(study, 2))
     for row in batch["labels"]:
         assert processor.tokenizer.decode(row[row >= 0]) == "Nothing moves clearly.<|im_end|>Positive.<|im_end|>"
 
 
-@pytest.mark.parametrize("strategy,vision,merger", [("lora-llm", 0, 0), ("lora-all", 2 * 5, 2)])
-def test_adapters_sit_where_the_strategy_says(study, strategy, vision, merger):
-    tuned = F.add_lora(F.load_base(study.model)[0], strategy, 4)
-    names = [n for n, _ in tuned.named_modules() if n.endswith("lora_A.default")]
-    assert sum("visual.blocks" in n for n in names) == vision and sum("visual.merger" in n for n in names) == merger
-    assert sum("language_model" in n for n in names) == 2 * 7
-
-
-def test_finetune_lowers_the_loss_and_the_adapter_merges(study):
-    records = make_records(study)
-    folder = study.folder / "ft"
-    folder.mkdir()
-    log = F.finetune(study, folder, records)
-    assert log.loss.iloc[-1] < log.loss.iloc[0] and not (folder / "checkpoints").exists()
-    assert json.loads((folder / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == study.model
-    base, processor = F.load_base(study.model)
-    batch = F.Collator(study, processor)(records[:1])
-    from peft import PeftModel
-    plain = PeftModel.from_pretrained(base, str(folder / "adapter")).eval()
-    with torch.no_grad():
-        a = plain(**batch).logits
-        b = F.load_tuned(study.model, folder / "adapter")[0](**batch).logits
-    assert torch.allclose(a, b, atol=1e-3)
-
-
 def test_greedy_answers_do_not_depend_on_the_batch(study):
-    model, processor = F.load_tuned("nano", None)
+    model, processor = predict.load_tuned("nano", None)
     images = [np.random.default_rng(i).integers(0, 255, (224, 224, 3), np.uint8) for i in range(3)]
-    together = F.generate(model, processor, images, max_new_tokens=12)
-    assert together == [F.generate(model, processor, [i], max_new_tokens=12)[0] for i in images]
-
-
-def test_interrupted_training_resumes(study, monkeypatch):
-    "Killed after its first epoch, training goes on from the checkpoint and takes only the steps that are left."
-    from transformers import Trainer
-    records, folder, done = make_records(study), study.folder / "ft", []
-    folder.mkdir()
-    step = Trainer.training_step
-    def dying(self, *a, **k):
-        if len(done) == 3: raise KeyboardInterrupt
-        done.append(1)
-        return step(self, *a, **k)
-    monkeypatch.setattr(Trainer, "training_step", dying)
-    with pytest.raises(KeyboardInterrupt): F.finetune(study, folder, records)
-    done.clear()
-    monkeypatch.setattr(Trainer, "training_step", lambda self, *a, **k: (done.append(1), step(self, *a, **k))[1])
-    F.finetune(study, folder, records)
-    assert len(done) == 2 and (folder / "adapter" / "adapter_model.safetensors").exists()
+    together = predict.generate(model, processor, images, max_new_tokens=12)
+    assert together == [predict.generate(model, processor, [i], max_new_tokens=12)[0] for i in images]
 
 
 @pytest.mark.parametrize("make", ["missing", "pickled"])
@@ -135,17 +92,4 @@ def test_models_that_are_refused(tmp_path, make, qwen_folder, monkeypatch):
         shutil.copytree(qwen_folder, name)
         (tmp_path / "model" / "model.safetensors").unlink()
         torch.save({}, tmp_path / "model" / "pytorch_model.bin")
-    with pytest.raises(F.ModelError, match="safetensors"): F.load_base(name)
-
-
-def test_bad_adapters(tmp_path, study):
-    with pytest.raises(F.ModelError, match="no adapter in"): F.load_tuned("nano", tmp_path)
-    with pytest.raises(F.ModelError, match="strategy 'all' is unknown"): F.add_lora(nano.load_model(), "all")
-    with pytest.raises(F.ModelError, match="no layer to adapt"): F.add_lora(torch.nn.Linear(2, 2), "lora-all")
-    folder = tmp_path / "other"
-    F.save_adapter(F.add_lora(F.load_base(study.model)[0], "lora-all", 4), folder, study.model)
-    with pytest.raises(F.ModelError, match="does not fit"): F.load_tuned("nano", folder)
-
-
-def test_nothing_to_train_on(study, tmp_path):
-    with pytest.raises(F.ModelError, match="nothing to train on"): F.finetune(study, tmp_path, [])
+    with pytest.raises(bases.ModelError, match="safetensors"): bases.load_base(name)
