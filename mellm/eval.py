@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-import json, shutil
+import json
 
 import pandas as pd
 
@@ -14,15 +14,15 @@ from . import finetune
 from .answers import parse_answer
 from .baselines import BASELINES, check_leak
 from .facs import au_name, parse_aus
-from .instructions import DESCRIBE
 from .labels import emotion_name
 from .metrics import MIN_SUBJECTS, RESAMPLES, SCORES, au_table, summary
+from .predict import default_question, predict
 from .study import Study, read_jsonl, read_table, stage, write_json, write_jsonl, write_table
 
 # %% auto #0
-__all__ = ['PATHS', 'PART', 'ADAPTERS', 'METHODS', 'SHOWN', 'fine_emotion', 'read_texts', 'to_rows', 'ask', 'answer',
-           'conditions', 'score', 'note', 'corpus_name', 'method_name', 'read_metrics', 'result_table',
-           'au_result_table', 'plot_scores', 'build']
+__all__ = ['PATHS', 'ADAPTERS', 'METHODS', 'SHOWN', 'fine_emotion', 'read_texts', 'to_rows', 'answer', 'conditions', 'score',
+           'note', 'corpus_name', 'method_name', 'read_metrics', 'result_table', 'au_result_table', 'plot_scores',
+           'build']
 
 # %% ../nbs/04_eval.ipynb #8f0dd9e8
 def fine_emotion(label) -> str | None:
@@ -55,34 +55,18 @@ def to_rows(clips: pd.DataFrame,   # clips with corpus, subject, aus, emotion3 a
     if "fine_pred" not in answers: return rows
     return [row | dict(fine=fine_emotion(label), fine_pred=f or None) for row, label, f in zip(rows, clips.emotion, answers.fine_pred)]
 
-# %% ../nbs/04_eval.ipynb #cell-13
-PART = 240                                      # clips whose texts are saved together
-ADAPTERS = {"base": None, "finetuned": "stage"} # method -> adapter of finetune.predict
+# %% ../nbs/04_eval.ipynb #cell-15
+ADAPTERS = {"base": None, "finetuned": "stage"} # method -> adapter of `predict`
 METHODS = (*BASELINES, *ADAPTERS)
 
 
-def ask(study: Study, clips: pd.DataFrame, method: str, # one of ADAPTERS
-        folder: Path # parts that are there are not asked again
-        ) -> list[str]:
-    "The text a language model writes for each clip."
-    texts = []
-    for start in range(0, len(clips), PART):
-        part, file = clips.iloc[start:start + PART], folder / "parts" / f"{method}_{start:05d}.jsonl"
-        if not file.exists():
-            said = finetune.predict(study, part.reset_index(drop=True), adapter=ADAPTERS[method])
-            if len(said) != len(part): raise ValueError(f"{method} wrote {len(said)} texts for {len(part)} clips; every clip needs one")
-            write_jsonl(file, [dict(clip=clip, text=text) for clip, text in zip(part["clip"], said)])
-        texts += [row["text"] for row in read_jsonl(file)]
-    return texts
-
-# %% ../nbs/04_eval.ipynb #cell-15
 def answer(study: Study, method: str, # one of METHODS
-           train: pd.DataFrame, test: pd.DataFrame, folder: Path) -> list[dict]:
+           train: pd.DataFrame, test: pd.DataFrame) -> list[dict]:
     "Prediction rows of a method on the test clips. Raises `LeakError` when a test subject is in `train`."
     check_leak(train, test)
     if method in BASELINES: return to_rows(test, method, BASELINES[method](train, test, study))
-    texts = ask(study, test, method, folder)
-    return to_rows(test, method, read_texts(texts), texts, DESCRIBE[0])
+    texts = predict(study, test, ADAPTERS[method])
+    return to_rows(test, method, read_texts(texts), texts, default_question(study.language))
 
 # %% ../nbs/04_eval.ipynb #cell-18
 def conditions(study: Study, train: pd.DataFrame, test: pd.DataFrame) -> dict:
@@ -200,8 +184,7 @@ def build(study: Study) -> Path: # folder with predictions/<method>.jsonl, metri
         if test.empty: raise ValueError("There is nothing to evaluate: no test clip is left. Raise test_share, or see the report of the stage `colormap` for clips that failed.")
         for method in METHODS:
             file = folder / "predictions" / f"{method}.jsonl"
-            if not file.exists(): write_jsonl(file, answer(study, method, train, test, folder))
+            if not file.exists(): write_jsonl(file, answer(study, method, train, test))
         score(folder, conditions(study, train, test), study.seed)
-        shutil.rmtree(folder / "parts", ignore_errors=True)
 
     return stage(study, "eval", make, needs=[tuned], keys=["max_new_tokens", "seed"])

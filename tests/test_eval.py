@@ -139,7 +139,7 @@ def made(tmp_path, monkeypatch):
         return [f"Look: it moves.\nConclude: AU{c.aus if not c.clip.endswith('_2') else '15'}; {c.emotion3}." for c in clips.itertuples()]
 
     monkeypatch.setattr(finetune, "build", base_stage("finetune"))
-    monkeypatch.setattr(finetune, "predict", predict)
+    monkeypatch.setattr(evaluation, "predict", predict)
 
     def maps(_):
         (folder / "stage.json").write_text('{"fingerprint": "made"}', encoding="utf-8")
@@ -173,25 +173,22 @@ def test_the_stage_asks_everybody_about_all_test_clips(made):
 
 def test_an_interrupted_evaluation_goes_on(made, monkeypatch):
     study, calls, rows = made
-    monkeypatch.setattr(evaluation, "PART", 5)
-    whole = finetune.predict
+    whole = evaluation.predict
 
     def breaks(*args, **kwargs):
-        if len(calls) == 2: raise KeyboardInterrupt
+        if len(calls) == 1: raise KeyboardInterrupt
         return whole(*args, **kwargs)
-    monkeypatch.setattr(finetune, "predict", breaks)
+    monkeypatch.setattr(evaluation, "predict", breaks)
     with pytest.raises(KeyboardInterrupt): evaluation.build(study)
-    assert not (study.folder / "eval").exists() and (study.folder / "eval.partial" / "predictions" / "svm.jsonl").exists()
-    monkeypatch.setattr(finetune, "predict", whole)
-    folder = evaluation.build(study)
-    asked = [clip for adapter, part in calls if adapter is None for clip in part]
-    assert asked == [r["clip"] for r in rows if r["split"] == "test"]  # nobody was asked twice
-    assert not (folder / "parts").exists()
+    assert not (study.folder / "eval").exists() and (study.folder / "eval.partial" / "predictions" / "base.jsonl").exists()
+    monkeypatch.setattr(evaluation, "predict", whole)
+    evaluation.build(study)
+    assert [adapter for adapter, _ in calls] == [None, "stage"]  # nobody was asked twice
 
 
 def test_a_model_that_loses_answers_is_an_error(made, monkeypatch):
-    monkeypatch.setattr(finetune, "predict", lambda *args, **kwargs: ["one"])
-    with pytest.raises(ValueError, match="base wrote 1 texts for 18 clips"): evaluation.build(made[0])
+    monkeypatch.setattr(evaluation, "predict", lambda *args, **kwargs: ["one"])
+    with pytest.raises(ValueError, match="base gave 1 answers for 18 clips"): evaluation.build(made[0])
 
 
 def test_a_leak_stops_the_evaluation(made):
