@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BIG', 'DOUBT', 'ImageError', 'FaceNotFound', 'read_image', 'detect_faces', 'landmarks', 'eye_centers', 'inter_ocular',
            'regions', 'polygon_masks', 'region_masks', 'draw_polygons', 'draw_regions', 'crop_transform',
-           'transform_points', 'crop_face', 'face_box']
+           'transform_points', 'mirror_landmarks', 'crop_face', 'face_box']
 
 # %% ../nbs/00b_faces.ipynb #8dbdf706
 import importlib.metadata, os, warnings
@@ -249,6 +249,15 @@ def transform_points(points: np.ndarray, # (N, 2)
                     ) -> np.ndarray: # (N, 2)
     "Apply an affine matrix to points."
     return np.asarray(points, float) @ M[:, :2].T + M[:, 2]
+
+# %% ../nbs/00b_faces.ipynb #mirror01
+_TWIN = np.r_[16:-1:-1, 26:16:-1, 27:31, 35:30:-1, 45:41:-1, 47, 46, 39:35:-1, 41, 40, 54:47:-1, 59:54:-1, 64:59:-1, 67:64:-1] # landmark -> the one on the other side
+
+def mirror_landmarks(lm: np.ndarray, # (68, 2) landmarks
+                     width: int # of the picture, pixels
+                    ) -> np.ndarray: # (68, 2)
+    "The landmarks of the mirrored picture `image[:, ::-1]`."
+    return (np.asarray(lm, float)*(-1, 1) + (width - 1, 0))[_TWIN]
 
 # %% ../nbs/00b_faces.ipynb #72f407ed
 def _cut(image: np.ndarray, # (H, W[, 3])

@@ -14,7 +14,7 @@ import cv2, numpy as np, pandas as pd
 
 from .apex import subject_interval
 from .capture import Capture, Pose, sample_pose, shoot, take
-from .faces import FaceNotFound, _cut, crop_transform, inter_ocular, landmarks, read_image, transform_points
+from .faces import FaceNotFound, _cut, crop_transform, inter_ocular, landmarks, mirror_landmarks, read_image, transform_points
 from .flow import _grey, available_methods, estimate_flow, rigid_motion
 from .portrait import Portrait, draw, from_photo, sample_identity
 from .synth import MANNERS, RECIPES
@@ -144,16 +144,13 @@ def read_frames(video: str | os.PathLike, numbers: Iterable[int]=(), parts: Iter
     return out
 
 # %% ../nbs/01b_flowbench.ipynb #03d623c8
-_MIRROR = np.r_[16:-1:-1, 26:16:-1, 27:31, 35:30:-1, 45:41:-1, 47, 46, 39:35:-1, 41, 40, 54:47:-1, 59:54:-1, 64:59:-1, 67:64:-1] # landmark -> its mirror image
-
-
 def photo_case(i: int, person: str, image: np.ndarray, lm: np.ndarray, seed: int=0) -> Case:
     "Case `i` of the benchmark on photographs: one of them cut out, mirrored and relit at random, and moved."
     condition, coding, target, rng = _mixed(i, seed)
     M, k = crop_transform(lm, 224), rng.uniform(.8, 1.)
     M = np.c_[k*M[:, :2], k*(M[:, 2] - 112) + 112]
     crop, points = _cut(image, M, (224, 224)), transform_points(lm, M)
-    if rng.random() < .5: crop, points = np.ascontiguousarray(crop[:, ::-1]), (points*(-1, 1) + (223, 0))[_MIRROR]
+    if rng.random() < .5: crop, points = np.ascontiguousarray(crop[:, ::-1]), mirror_landmarks(points, 224)
     lit = take(from_photo(crop, points), {}, Pose(light=tuple(rng.normal(0, .2, 2)), gain=rng.uniform(.85, 1.1))).image
     return make_case(from_photo(np.clip(lit + .5, 0, 255).astype(np.uint8), points), person, coding, CONDITIONS[condition], rng, condition, target)
 

@@ -54,11 +54,13 @@ class Manner:
     strength: float      # typical intensity, 1 is a C
     letters: bool = False  # whether coders wrote intensities
     coded: bool = True   # whether they wrote action units at all
+    free: bool = False   # whether "others" are units put together freely
 
 
 _EVEN = Capture(shift=.009, roll=.12, turn=.25, blink=.03, gaze=.006, light=.01, flicker=.004, noise=1.5)
 MANNERS = {
-    "balanced": Manner("no corpus: three classes in equal numbers, to learn with", dict(happiness=100, surprise=100, disgust=30, anger=25, sadness=25, fear=20), 24, 200, (60, 14, 24), 256, _EVEN, 1.),
+    "balanced": Manner("no corpus: three classes in equal numbers and free combinations, to learn with", dict(happiness=100, surprise=100, disgust=30, anger=25, sadness=25, fear=20, others=60), 24, 200,
+                       (60, 14, 24), 256, _EVEN, 1., free=True),
     "casme2": Manner("CASME II (Yan et al. 2014)", dict(happiness=32, surprise=28, disgust=63, repression=27, others=99, fear=2, sadness=4), 26, 200, (66, 16, 24), 256,
                      replace(_EVEN, flicker=.003, noise=2., jpeg=92), .8),
     "samm": Manner("SAMM (Davison et al. 2018)", dict(Anger=57, Happiness=26, Other=26, Surprise=15, Contempt=12, Disgust=9, Fear=8, Sadness=6), 32, 200, (74, 18, 30), 320,
@@ -74,11 +76,22 @@ _SMIC = {"positive": ("happiness",), "negative": ("disgust", "anger", "fear", "s
 _PLAIN = {"happy": "happiness", "sad": "sadness", "other": "others"}
 
 
+_FREE = (1, 2, 4, 5, 6, 7, 9, 10, 12, 14, 15, 17, 20, 23, 24, 25, 26)
+_APART = ({12, 15}, {14, 20}, {23, 24}, {23, 25}, {23, 26}, {24, 25}, {24, 26})  # units that no mouth can do at once, or nobody tell apart
+
+
+def _free_coding(rng):
+    "One to three units that no emotion asked for."
+    while True:
+        units = sorted(rng.choice(_FREE, rng.integers(1, 4), replace=False).tolist())
+        if not any(pair <= set(units) for pair in _APART): return "+".join(map(str, units))
+
+
 def _units(emotion, manner, rng):
     "A coding and its truth for one clip: text as a coder writes it, and {action unit: [gain on the image's right, on its left]}."
     plain = str(rng.choice(_SMIC[emotion])) if not manner.coded else _PLAIN.get(emotion.lower(), emotion.lower())
     options, weights = zip(*RECIPES[plain])
-    text = str(rng.choice(options, p=np.array(weights) / sum(weights)))
+    text = _free_coding(rng) if manner.free and plain == "others" else str(rng.choice(options, p=np.array(weights) / sum(weights)))
     base, said, truth = manner.strength * np.exp(rng.normal(0, .28)), [], {}
     for part in text.split("+"):
         side, number = part[:-len(part.lstrip("LRA"))] if part[0] in "LRA" else "", part.lstrip("LRA")
@@ -132,11 +145,13 @@ def plan(manner: str,                 # one of `MANNERS`
 
 
 def _in_turn(emotions, rng):
-    "The three classes one after the other, so that every subject shows each."
+    "The three classes one after the other and the others evenly between them, so that every subject shows all."
     groups = {c: [e for e in rng.permutation(emotions).tolist() if emotion3(e) == c] for c in ("positive", "surprise", "negative")}
     order = [e for trio in zip(*groups.values()) for e in trio]
-    rest = [e for g in groups.values() for e in g[len(order) // 3:]]
-    return order + rest
+    order += [e for g in groups.values() for e in g[len(order) // 3:]]
+    others = [e for e in emotions if emotion3(e) is None]
+    place = [*((i + .5) / len(order) for i in range(len(order))), *((i + .5) / len(others) for i in range(len(others)))]
+    return [(order + others)[i] for i in np.argsort(place, kind="stable")]
 
 
 def _row(manner, m, seed, person, number, emotion, name, clip_name):
