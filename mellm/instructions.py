@@ -16,6 +16,7 @@ from . import chinese, colormap, facs, words
 from .answers import EMOTION_CHINESE
 from .labels import EMOTIONS3, emotion_name
 from .measures import SPOKEN
+from .mirror import mirror_maps
 from .study import Study, _atomic, read_table, stage, write_jsonl, write_table
 
 # %% auto #0
@@ -254,14 +255,15 @@ def build(study: Study) -> Path: # folder with train.jsonl, test.jsonl, clips.cs
     maps = colormap.build(study)
 
     def make(folder):
-        clips, regions, fine = (read_table(maps / f"{name}.csv") for name in ("clips", "regions", "fine_regions"))
-        rows, table = make_records(clips, regions, fine, study.seed, study.language, study.view), disagreement(clips, regions)
+        tables = clips, regions, _ = [read_table(maps / f"{name}.csv") for name in ("clips", "regions", "fine_regions")]
+        if study.augment == "mirror": tables = [pd.concat(pair, ignore_index=True) for pair in zip(tables, mirror_maps(study, clips[clips.split == "train"], folder))]
+        rows, table = make_records(*tables, study.seed, study.language, study.view), disagreement(clips, regions)
         for part in ("train", "test"): write_jsonl(folder / f"{part}.jsonl", [r for r in rows if r["split"] == part])
         write_table(folder / "clips.csv", clips)
         write_table(folder / "disagreement.csv", table)
         _atomic(folder / "README.md", lambda part: part.write_text(dataset_card(rows, table), encoding="utf-8"))
 
-    return stage(study, "instructions", make, needs=[maps], keys=["seed", "language", "view"])
+    return stage(study, "instructions", make, needs=[maps], keys=["seed", "language", "view", "augment"])
 
 # %% ../nbs/02_instructions.ipynb #8d354ba6
 from .answers import Answer, parse_answer
