@@ -136,7 +136,7 @@ def _sentences():
     "Turn the errors a user can cause into one sentence on stderr and exit code 2; a failed notebook or model into exit code 1."
     from mellm.batch import WorkerKilled
     from mellm.faces import ImageError
-    from mellm.finetune import ModelError
+    from mellm.bases import ModelError
     from mellm.sheets import CorpusError
     try: yield
     except (ImageError, StudyError, CorpusError) as error: message, code = str(error), 2
@@ -218,7 +218,7 @@ def explain_command(
 def _shown(explanation) -> str:
     "An explanation as text for the terminal."
     from mellm.facs import au_name
-    from mellm.instructions import look
+    from mellm.words import look
     lines = [explanation.text.strip()]
     if explanation.moved:
         aus = ", ".join(f"AU {n} ({au_name(n)})" for n in explanation.aus or ()) or "none named"

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dataset_study', 'instructions_command', 'read_records', 'train_on', 'finetune_command', 'push_command']
 
-# %% ../nbs/05b_tools.ipynb #de7fbffd
+# %% ../nbs/05b_tools.ipynb #443212e5
 import contextlib, hashlib, re, time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import typer
 from .cli import _sentences, app
 from .study import Study, StudyError
 
-# %% ../nbs/05b_tools.ipynb #33ab735c
+# %% ../nbs/05b_tools.ipynb #1a598215
 @contextlib.contextmanager
 def _told():
     "As `_sentences`; a plain `ValueError` or a missing file ends with exit code 2, a `RuntimeError` with 1."
@@ -26,7 +26,7 @@ def _told():
         except (ValueError, OSError) as error: raise StudyError(str(error)) from None
         except RuntimeError as error: raise ModelError(str(error)) from None
 
-# %% ../nbs/05b_tools.ipynb #81c1da49
+# %% ../nbs/05b_tools.ipynb #941311e0
 def _given(**settings) -> dict: return {key: value for key, value in settings.items() if value is not None}
 
 
@@ -38,16 +38,19 @@ def dataset_study(source: str | None, # a corpus, the path of a table, or None: 
     "The study behind `mellm instructions`. `StudyError` for a source that is neither a corpus nor a file."
     if source is None: return Study.load(config, **_given(**settings))
     corpora = [c for c in Study.__dataclass_fields__["corpus"].metadata["choices"] if c != "table"]
-    if source in corpora: place = _given(corpus=source, root=root and str(root.expanduser().absolute()), annotation=annotation and str(annotation.expanduser().absolute()))
-    elif (table := Path(source).expanduser()).is_file(): place = dict(corpus="table", annotation=str(table.absolute()), root=str((root or table.parent).expanduser().absolute()))
-    else: raise StudyError(f"There is no file {source}, a CSV or XLSX with subject, onset_path and apex_path, and no corpus of that name. The corpora are {', '.join(corpora)}.")
+    full = lambda path: path and str(Path(path).expanduser().absolute())
+    if source in corpora: place = _given(corpus=source, root=full(root), annotation=full(annotation))
+    elif (table := Path(source).expanduser()).is_file(): place = dict(corpus="table", annotation=full(table), root=full(root or table.parent))
+    else:
+        raise StudyError(f"There is no file {source}, a CSV or XLSX with subject, onset_path and apex_path, and no corpus of that name. "
+                         f"The corpora are {', '.join(corpora)}.")
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"dataset-{Path(source).stem}")
     return Study.load(config, **{"name": name} | place | _given(**settings))
 
-# %% ../nbs/05b_tools.ipynb #a5ef4a6c
+# %% ../nbs/05b_tools.ipynb #becbb1c7
 @app.command("instructions", short_help="Make an instruction dataset of a corpus.")
 def instructions_command(
-    source: str = typer.Argument(None, metavar="[CORPUS_OR_TABLE]", help="A corpus (synthetic, casme2, samm, …) or a CSV with subject, onset_path, apex_path; by default the corpus of the study."),
+    source: str = typer.Argument(None, metavar="[CORPUS_OR_TABLE]", help="A corpus (synthetic, casme2, samm, …) or a CSV with subject, onset_path, apex_path; by default the study's."),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="Folder of the dataset."),
     config: Path = typer.Option(None, "--study", metavar="FILE", help="TOML file with settings of a study."),
     root: Path = typer.Option(None, "--root", metavar="DIR", help="Folder of the corpus, or where the paths of the table begin."),
@@ -64,10 +67,12 @@ def instructions_command(
 ):
     """Turn a corpus into questions and answers about motion, action units and emotion, each backed by an annotation or a measurement.
 
-    DIR gets a dataset card, the color maps, and a folder with train and test for each format. Subjects are in one part only. The color maps are kept in runs/, so a second call with other formats is quick.
+    DIR gets a dataset card, the color maps, and a folder with train and test for each format. Subjects are in one part only.
+    The color maps are kept in runs/, so a second call with other formats is quick.
     """
     with _told():
-        study = dataset_study(source, config, root, annotation, language=language, view=view, flow=flow, style=style, test_share=test_share, seed=seed, workers=jobs)
+        study = dataset_study(source, config, root, annotation, language=language, view=view, flow=flow, style=style, test_share=test_share, seed=seed,
+                              workers=jobs)
         from mellm.formats import export_dataset
         folder = export_dataset(study, out, tuple(dict.fromkeys(formats)), copy_images=not link)
     for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".jsonl")): typer.echo(f"{file.relative_to(folder)}  {_lines_of(file)} lines")
@@ -77,18 +82,20 @@ def instructions_command(
 def _lines_of(file: Path) -> int:
     with open(file, "rb") as f: return sum(1 for line in f if line.strip() not in (b"", b"[", b"]"))
 
-# %% ../nbs/05b_tools.ipynb #fc3f46cb
+# %% ../nbs/05b_tools.ipynb #f1dfb298
 def read_records(file: Path # JSON Lines of chat messages; the paths of pictures begin at its folder or at the one above
                  ) -> list[dict]: # records with absolute paths of their pictures, as `finetune` wants them
     "Instruction records from a file of chat messages. `StudyError` names the line of what is wrong."
     from mellm.formats import validate
     from mellm.study import read_jsonl
     file = file.expanduser().absolute()
-    if not file.is_file(): raise StudyError(f"There is no file {file}: --data wants JSON Lines of chat messages, such as chat/train.jsonl of `mellm instructions`.")
+    if not file.is_file():
+        raise StudyError(f"There is no file {file}: --data wants JSON Lines of chat messages, such as chat/train.jsonl of `mellm instructions`.")
     rows = read_jsonl(file)
     first = next((p for row in rows if isinstance(row.get("images"), list) for p in row["images"] if isinstance(p, str)), None)
     root = next((folder for folder in (file.parent, file.parent.parent) if first and (folder / first).is_file()), file.parent)
-    if len(bad := validate(file, "chat", root)): raise StudyError(f"{file}, line {bad.line[0]}: {bad.problem[0]}" + (f" ({len(bad)} problems in all)." if len(bad) > 1 else "."))
+    if len(bad := validate(file, "chat", root)):
+        raise StudyError(f"{file}, line {bad.line[0]}: {bad.problem[0]}" + (f" ({len(bad)} problems in all)." if len(bad) > 1 else "."))
     return [_filled(row, root) for row in rows]
 
 
@@ -98,7 +105,7 @@ def _filled(row: dict, root: Path) -> dict:
     known = {"clip": row["id"], "corpus": "own data", "subject": "", "split": "train", "aus": "", "emotion": "", "fine": "", "tasks": ["describe"] * answers}
     return known | row | {"images": [str(root / p) for p in row["images"]]}
 
-# %% ../nbs/05b_tools.ipynb #49cd34e1
+# %% ../nbs/05b_tools.ipynb #a5fb479b
 def train_on(file: Path, out: Path, # folder to make: out/finetune holds the result
              config: Path | None = None, **settings) -> Path: # the folder of the stage
     "Fine-tune on a file of chat messages. Raises `ModelError` and `StudyError`."
@@ -107,11 +114,13 @@ def train_on(file: Path, out: Path, # folder to make: out/finetune holds the res
     import pandas as pd
     records, out = read_records(file), out.expanduser().absolute()
     if out.is_file(): raise StudyError(f"--out {out} is a file, not a folder. Name a folder; it is made if it does not exist.")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.name): raise StudyError(f"--out {out}: the last part of the folder's name must be letters, digits, '.', '_' or '-' only.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", out.name):
+        raise StudyError(f"--out {out}: the last part of the folder's name must be letters, digits, '.', '_' or '-' only.")
     view = "picture" if any(r["images"] for r in records) else "text"
     study = Study.load(config, **{"view": view} | settings | {"name": out.name, "runs": str(out.parent)})
-    write_json(out / "source" / "stage.json", {"stage": "source", "fingerprint": hashlib.sha256(file.expanduser().read_bytes()).hexdigest()[:16], "file": file.name})
-    clips = pd.DataFrame([{"clip": r["clip"], "corpus": r["corpus"], "subject": r["subject"], "aus": r["aus"], "emotion3": r["emotion"], "split": "train"} for r in records]).drop_duplicates("clip")
+    content = hashlib.sha256(file.expanduser().read_bytes()).hexdigest()[:16]
+    write_json(out / "source" / "stage.json", {"stage": "source", "fingerprint": content, "file": file.name})
+    clips = pd.DataFrame(records)[["clip", "corpus", "subject", "aus", "emotion"]].rename(columns={"emotion": "emotion3"}).assign(split="train").drop_duplicates("clip")
 
     def make(folder):
         write_table(folder / "log.csv", finetune.finetune(study, folder, records))
@@ -119,7 +128,7 @@ def train_on(file: Path, out: Path, # folder to make: out/finetune holds the res
 
     return stage(study, "finetune", make, needs=[out / "source"], keys=finetune.KEYS)
 
-# %% ../nbs/05b_tools.ipynb #59252b2f
+# %% ../nbs/05b_tools.ipynb #32504b66
 @app.command("finetune", short_help="Fine-tune a model on a study or on a file of instructions.")
 def finetune_command(
     config: Path = typer.Option(None, "--study", metavar="FILE", help="TOML file with settings of a study."),
@@ -139,10 +148,12 @@ def finetune_command(
 
     An interrupted training continues with the same command. For several GPUs or machines: accelerate launch -m mellm.finetune --study FILE.
     """
-    settings = _given(model=model, strategy=strategy, adapter=adapter, quantize=quantize, lora_rank=rank, epochs=epochs, batch_size=batch_size, learning_rate=learning_rate, seed=seed)
+    settings = _given(model=model, strategy=strategy, adapter=adapter, quantize=quantize, lora_rank=rank, epochs=epochs, batch_size=batch_size,
+                      learning_rate=learning_rate, seed=seed)
     start = time.time()
     with _told():
-        if (data is None) != (out is None): raise StudyError("--data and --out go together: the file to train on, and the folder of the result. Without both, a study is trained.")
+        if (data is None) != (out is None):
+            raise StudyError("--data and --out go together: the file to train on, and the folder of the result. Without both, a study is trained.")
         if data: folder = train_on(data, out, config, **settings)
         else:
             from mellm.finetune import build
@@ -159,7 +170,7 @@ def _trained(folder: Path, seconds: float) -> str:
     told = f"loss {loss.iloc[0]:.3f} → {loss.iloc[-1]:.3f}" + (f", on held-out training subjects {inner.iloc[-1]:.3f}" if len(inner) else "")
     return f"{told}; {seconds:.0f} s for this call.\nThe {weights.name} is in {weights}"
 
-# %% ../nbs/05b_tools.ipynb #6576a68c
+# %% ../nbs/05b_tools.ipynb #9bb77c26
 @app.command("push", short_help="Pack fine-tuned weights for others; upload only when asked.")
 def push_command(
     home: Path = typer.Argument(None, metavar="[FOLDER]", help="Folder of a study, such as runs/mine, or of `mellm finetune --data`."),
