@@ -26,8 +26,9 @@ def only(records: list[dict], tasks: tuple[str, ...] | None) -> list[dict]:
         system, said = [m for m in r["messages"] if m["role"] == "system"], [m for m in r["messages"] if m["role"] != "system"]
         turns = [(task, said[2 * i], said[2 * i + 1]) for i, task in enumerate(r["tasks"]) if task in tasks]
         if not turns: continue
-        shown = [part for part in said[0]["content"] if part["type"] == "image"]
-        asked = [{**q, "content": shown * (i == 0) + [part for part in q["content"] if part["type"] != "image"]} for i, (_, q, _) in enumerate(turns)]
+        pictures, (lines, end, _) = [p for p in said[0]["content"] if p["type"] == "image"], said[0]["content"][-1]["text"].rpartition("\n")
+        asked = [{**q, "content": [{"type": "text", "text": q["content"][-1]["text"].rpartition("\n")[2]}]} for _, q, _ in turns]
+        asked[0]["content"] = [*pictures, {"type": "text", "text": lines + end + asked[0]["content"][-1]["text"]}]
         kept.append({**r, "tasks": [t for t, _, _ in turns], "messages": system + [m for q, (_, _, a) in zip(asked, turns) for m in (q, a)]})
     return kept
 

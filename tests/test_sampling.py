@@ -39,6 +39,13 @@ def test_only_keeps_turns_and_their_picture(study):
     assert records[0]["tasks"] == ["what", "aus", "emotion"] and len(records[0]["messages"]) == 7
 
 
+def test_only_keeps_the_lines_of_the_text_view():
+    turns = [("line 1\nline 2\nWhat moves?", "Nothing."), ("Which emotion is it?", "Positive.")]
+    record = dict(tasks=["what", "emotion"], images=[], messages=words.conversation(turns, picture=False))
+    asked = S.only([record], ("emotion",))[0]["messages"][1]
+    assert asked["content"] == [{"type": "text", "text": "line 1\nline 2\nWhich emotion is it?"}] and S.only([record], ("what", "emotion"))[0]["messages"] == record["messages"]
+
+
 labels = st.lists(st.tuples(st.sampled_from(["", "4", "6+12", "12", "1+2+5", "20"]), st.sampled_from(["", "positive", "negative"])), min_size=1, max_size=40)
 
 
