@@ -135,6 +135,23 @@ def test_one_question_for_each_picture():
     assert P._one_each("a", 2) == ["a", "a"] and P._one_each(None, 1) == [None]
 
 
+@pytest.mark.parametrize("key", ["smolvlm2-500m", "gemma-3-4b", "qwen3-4b"])
+def test_other_families_take_the_same_path(key, tmp_path):
+    from mellm.tiny import adapt, make_folder
+    name = str(make_folder(key, tmp_path / key))
+    tuned = adapt(load_base(name)[0])
+    for n, p in tuned.named_parameters():
+        if "lora_B" in n: torch.nn.init.normal_(p, std=.1)
+    tuned.peft_config["default"].base_model_name_or_path = name
+    tuned.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)
+    (model, processor), (bare, _) = P.load_tuned(name, tmp_path / "adapter"), P.load_tuned(name)
+    given = ["lines", "more lines"] if key.startswith("qwen3") else [np.random.default_rng(i).integers(0, 255, (224, 224, 3), np.uint8) for i in range(2)]
+    said = P.generate(model, processor, given, ["What moves?", "How does the left cheek move?"], max_new_tokens=5)
+    assert len(said) == 2 and all(isinstance(text, str) for text in said)
+    states = [dict(m.named_parameters()) for m in (model, bare)]
+    assert states[0].keys() == states[1].keys() and any(not torch.equal(states[0][n], states[1][n]) for n in states[0])
+
+
 # --- the cache -------------------------------------------------------------------------------------------------------
 
 def test_a_second_call_asks_nothing(study, clips, asked, monkeypatch):
