@@ -167,7 +167,7 @@ def plot_scores(folder: str | Path, scores=("uf1", "uar", "au_macro")):
             entry = result["scores"][name]
             if entry["value"] is None: continue
             if entry["low"] is not None: ax.plot([entry["low"], entry["high"]], [y, y], color=PALETTE["grey"], lw=2, solid_capstyle="butt")
-            ax.plot(entry["value"], y, "o", ms=8, color=PALETTE.get(method, PALETTE["accent"]), mec=PALETTE["ink"], mew=.8)
+            ax.plot(entry["value"], y, "o", ms=8, color=PALETTE.get({"frequent": "majority"}.get(method, method), PALETTE["finetuned"]), mec=PALETTE["ink"], mew=.8)
             ax.annotate(f"{entry['value']:.2f}", (entry["value"], y), (0, 7), textcoords="offset points", ha="center", fontsize=8)
         ax.set(xlim=(-.04, 1.04), ylim=(len(methods) - .5, -.7), xlabel=SCORES[name], yticks=range(len(methods)), yticklabels=[method_name(m, model) for m in methods])
     fig.suptitle(f"Held-out subjects, {corpus_name(metrics)}", x=.01, ha="left", fontsize=10.5, fontweight="bold")
