@@ -78,12 +78,16 @@ def inner_split(records: list[dict], share: float, seed: int = 0) -> tuple[list[
 # %% ../nbs/03d_sampling.ipynb #e79c0a28
 def check_records(study: Study, records: list[dict]) -> None:
     "Raise `ModelError` when records cannot be learned from; warn when all show the same emotion."
-    if not records: raise ModelError("There is nothing to train on: the instruction file of the training subjects is empty. Check the split of the subjects and the colormap stage's errors.")
+    if not records:
+        raise ModelError("There is nothing to train on: the instruction file of the training subjects is empty. Check the split of the subjects and the errors of the colormap stage.")
     for r in records:
         for path in r["images"]:
-            if not resolve(study, path).is_file(): raise ModelError(f"The color map of clip {r['clip']} is missing ({path} in the study's folder). Run the colormap stage again, or take the clip out of the table.")
+            if resolve(study, path).is_file(): continue
+            raise ModelError(f"The color map of clip {r['clip']} is missing ({path} in the study's folder). Run the colormap stage again, or take the clip out of the table.")
     labels = {(r["aus"], r["emotion"]) for r in records}
     if len(labels) == 1 and labels != {("", "")}:
-        aus, emotion = labels.pop()
-        raise ModelError(f"All {len({r['clip'] for r in records})} training clips carry the same label (AU{aus or ' none'}, {emotion or 'no emotion'}): there is nothing to tell apart. Add clips of other classes.")
-    if len({r["emotion"] for r in records if r["emotion"]}) == 1: warnings.warn("All training clips show the same emotion, so no other will ever be answered.", stacklevel=2)
+        (aus, emotion), clips = labels.pop(), {r["clip"] for r in records}
+        what = f"AU{aus or ' none'}, {emotion or 'no emotion'}"
+        raise ModelError(f"The training clips ({len(clips)}) all carry the same label ({what}): there is nothing to tell apart. Add clips of other classes.")
+    emotions = {r["emotion"] for r in records} - {""}
+    if len(emotions) == 1: warnings.warn(f"All training clips show the same emotion ({emotions.pop()}), so no other will ever be answered.", stacklevel=2)
