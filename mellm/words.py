@@ -125,7 +125,8 @@ def describe(seen: pd.DataFrame,     # `moves` of a clip
              aus: tuple[int, ...], emotion: str | None, fine: str | None = None) -> str:
     "The full description in the paper's three steps: look → reason → conclude."
     told = "; ".join(reasons(seen, aus)) if aus else "only the motion is known"
-    fits = f" Together they fit {fine or emotion}." if len(aus) > 1 and (fine or emotion) else f" It fits {fine or emotion}." if aus and (fine or emotion) else ""
+    named = fine if fine and fine != "others" else emotion
+    fits = "" if not aus or not named else f" Together they fit {named}." if len(aus) > 1 else f" It fits {named}."
     return f"Look: {' '.join(look(seen))}\nReason: {told[0].upper()}{told[1:]}.{fits}\nConclude: {conclusion(aus, emotion, fine)}."
 
 # %% ../nbs/02a_words.ipynb #82b9989e
