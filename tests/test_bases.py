@@ -46,7 +46,7 @@ def test_a_folder_gives_the_embedded_model(hub, processor):
     model, general = B.load_base(str(hub))
     ours, theirs = (B.render(p, [TALK[:2]], [BLACK]) for p in (processor, general))
     assert set(ours) == set(theirs) and torch.equal(ours["input_ids"], theirs["input_ids"])
-    with torch.no_grad(): assert torch.allclose(nano.load_model()(**ours).logits, model(**theirs).logits.cpu(), atol=1e-3)
+    with torch.no_grad(): assert torch.allclose(nano.load_model()(**ours).logits, model.float().cpu()(**theirs).logits, atol=1e-3)
 
 
 def test_the_processor_saves_as_its_family(hub, tmp_path):
