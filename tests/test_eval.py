@@ -10,7 +10,7 @@ from mellm import analysis, colormap, finetune
 from mellm import eval as evaluation
 from mellm.baselines import LeakError
 from mellm.facs import REGIONS
-from mellm.instructions import DESCRIBE
+from mellm.words import QUESTIONS
 from mellm.metrics import MIN_SUBJECTS
 from mellm.study import Study, read_jsonl, read_table, stage, write_jsonl, write_table
 
@@ -158,7 +158,7 @@ def test_the_stage_asks_everybody_about_all_test_clips(made):
         assert [r["clip"] for r in said] == test
         told = {"fine", "fine_pred"} if method in evaluation.ADAPTERS else set()
         assert set(said[0]) == {"clip", "corpus", "subject", "method", "aus", "emotion", "aus_pred", "emotion_pred", "text", "question", *evaluation.PATHS} | told
-        assert (said[0]["question"] == DESCRIBE[0]) == (method in ("base", "finetuned"))
+        assert (said[0]["question"] == QUESTIONS["describe"][0]) == (method in ("base", "finetuned"))
     said = read_jsonl(folder / "predictions" / "base.jsonl")[0]
     assert said["aus_pred"] is None and said["emotion_pred"] is None and said["text"] == "Something moves."
     table = evaluation.result_table(folder)
