@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dataset_study', 'instructions_command', 'read_records', 'train_on', 'finetune_command', 'push_command']
 
-# %% ../nbs/05b_tools.ipynb #443212e5
+# %% ../nbs/05b_tools.ipynb #58d84821
 import contextlib, hashlib, re, time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import typer
 from .cli import _sentences, app
 from .study import Study, StudyError
 
-# %% ../nbs/05b_tools.ipynb #1a598215
+# %% ../nbs/05b_tools.ipynb #97dd6d88
 @contextlib.contextmanager
 def _told():
     "As `_sentences`; a plain `ValueError` or a missing file ends with exit code 2, a `RuntimeError` with 1."
@@ -26,7 +26,7 @@ def _told():
         except (ValueError, OSError) as error: raise StudyError(str(error)) from None
         except RuntimeError as error: raise ModelError(str(error)) from None
 
-# %% ../nbs/05b_tools.ipynb #941311e0
+# %% ../nbs/05b_tools.ipynb #aa16d545
 def _given(**settings) -> dict: return {key: value for key, value in settings.items() if value is not None}
 
 
@@ -47,10 +47,10 @@ def dataset_study(source: str | None, # a corpus, the path of a table, or None: 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"dataset-{Path(source).stem}")
     return Study.load(config, **{"name": name} | place | _given(**settings))
 
-# %% ../nbs/05b_tools.ipynb #becbb1c7
+# %% ../nbs/05b_tools.ipynb #ba7f3cbe
 @app.command("instructions", short_help="Make an instruction dataset of a corpus.")
 def instructions_command(
-    source: str = typer.Argument(None, metavar="[CORPUS_OR_TABLE]", help="A corpus (synthetic, casme2, samm, …) or a CSV with subject, onset_path, apex_path; by default the study's."),
+    source: str = typer.Argument(None, metavar="CORPUS_OR_TABLE", help="A corpus (synthetic, casme2, samm, …) or a CSV with subject, onset_path, apex_path; by default the study's."),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="Folder of the dataset."),
     config: Path = typer.Option(None, "--study", metavar="FILE", help="TOML file with settings of a study."),
     root: Path = typer.Option(None, "--root", metavar="DIR", help="Folder of the corpus, or where the paths of the table begin."),
@@ -82,7 +82,7 @@ def instructions_command(
 def _lines_of(file: Path) -> int:
     with open(file, "rb") as f: return sum(1 for line in f if line.strip() not in (b"", b"[", b"]"))
 
-# %% ../nbs/05b_tools.ipynb #f1dfb298
+# %% ../nbs/05b_tools.ipynb #f122f494
 def read_records(file: Path # JSON Lines of chat messages; the paths of pictures begin at its folder or at the one above
                  ) -> list[dict]: # records with absolute paths of their pictures, as `finetune` wants them
     "Instruction records from a file of chat messages. `StudyError` names the line of what is wrong."
@@ -105,7 +105,7 @@ def _filled(row: dict, root: Path) -> dict:
     known = {"clip": row["id"], "corpus": "own data", "subject": "", "split": "train", "aus": "", "emotion": "", "fine": "", "tasks": ["describe"] * answers}
     return known | row | {"images": [str(root / p) for p in row["images"]]}
 
-# %% ../nbs/05b_tools.ipynb #a5fb479b
+# %% ../nbs/05b_tools.ipynb #2e006bec
 def train_on(file: Path, out: Path, # folder to make: out/finetune holds the result
              config: Path | None = None, **settings) -> Path: # the folder of the stage
     "Fine-tune on a file of chat messages. Raises `ModelError` and `StudyError`."
@@ -128,7 +128,7 @@ def train_on(file: Path, out: Path, # folder to make: out/finetune holds the res
 
     return stage(study, "finetune", make, needs=[out / "source"], keys=finetune.KEYS)
 
-# %% ../nbs/05b_tools.ipynb #32504b66
+# %% ../nbs/05b_tools.ipynb #839b3120
 @app.command("finetune", short_help="Fine-tune a model on a study or on a file of instructions.")
 def finetune_command(
     config: Path = typer.Option(None, "--study", metavar="FILE", help="TOML file with settings of a study."),
@@ -170,10 +170,10 @@ def _trained(folder: Path, seconds: float) -> str:
     told = f"loss {loss.iloc[0]:.3f} → {loss.iloc[-1]:.3f}" + (f", on held-out training subjects {inner.iloc[-1]:.3f}" if len(inner) else "")
     return f"{told}; {seconds:.0f} s for this call.\nThe {weights.name} is in {weights}"
 
-# %% ../nbs/05b_tools.ipynb #9bb77c26
+# %% ../nbs/05b_tools.ipynb #4c662c72
 @app.command("push", short_help="Pack fine-tuned weights for others; upload only when asked.")
 def push_command(
-    home: Path = typer.Argument(None, metavar="[FOLDER]", help="Folder of a study, such as runs/mine, or of `mellm finetune --data`."),
+    home: Path = typer.Argument(None, metavar="FOLDER", help="Folder of a study, such as runs/mine, or of `mellm finetune --data`."),
     config: Path = typer.Option(None, "--study", metavar="FILE", help="TOML file of the study, instead of its folder."),
     out: Path = typer.Option(..., "--out", metavar="DIR", help="Folder to make: weights, card, settings, scores."),
     repo: str = typer.Option(None, "--upload", metavar="USER/NAME", help="Also send the folder to this repository of the Hugging Face Hub (token in HF_TOKEN)."),

@@ -23,7 +23,7 @@ def home(tmp_path):
     for file in explainer.shipped_adapter().iterdir(): (folder / "adapter" / file.name).write_bytes(file.read_bytes())
     (folder / "adapter" / "checkpoints").mkdir()
     (folder / "adapter" / "optimizer.pt").write_bytes(b"pickle")
-    config = Study(name="mine", root="/home/somebody/CASME2", runs=str(tmp_path / "runs"), epochs=3, seed=5)
+    config = Study(name="mine", root="/data/somebody/CASME2", runs=str(tmp_path / "runs"), epochs=3, seed=5)
     write_json(folder / "stage.json", dict(stage="finetune", fingerprint="f1", finished=True, config=config, seconds=90, commit="abc", versions=dict(torch="2.13", numpy="2"), needs={}))
     write_table(folder / "log.csv", pd.DataFrame(dict(step=[1, 2], loss=[2., 1.], eval_loss=[None, 1.5])))
     rows = [dict(clip=f"c{i}", corpus="synthetic", subject=f"s{i}", emotion3=e, aus=a, split="train" if i < 2 else "test") for i, (e, a) in enumerate([("positive", "6+12"), ("negative", "4"), ("", "R14+?2")])]
