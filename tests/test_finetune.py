@@ -247,3 +247,36 @@ def test_seeds_decide(study):
     records = make_records(study)
     a, b, c = (tensors(tune(replace(study, seed=s), records, f)[1]) for s, f in ((1, "a"), (1, "b"), (2, "c")))
     assert all(torch.equal(a[k], b[k]) for k in a) and any(not torch.equal(a[k], c[k]) for k in a)
+
+
+# The stage in several processes
+
+@pytest.mark.parametrize("main,finished", [(True, False), (True, True), (False, False), (False, True)])
+def test_processes_agree_on_the_folder(study, tmp_path, monkeypatch, main, finished):
+    "The first process says where to train, or that there is nothing to do; the others follow, and only the first writes tables."
+    import accelerate, accelerate.utils
+    from types import SimpleNamespace
+    from mellm.study import write_jsonl, write_table
+    import pandas as pd
+    made, partial, trained, said = tmp_path / "instructions", tmp_path / "partial", [], []
+    write_jsonl(made / "train.jsonl", []), write_table(made / "clips.csv", pd.DataFrame({"clip": ["a"]}))
+    partial.mkdir()
+
+    def tell(what):
+        said.append(what[0])
+        return [None if finished else str(partial)] if what == [None] and not main else what
+
+    def run(study, made, make):
+        if not finished: make(partial)
+        return study.folder / "finetune"
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "PartialState", lambda cpu: SimpleNamespace(is_main_process=main, wait_for_everyone=lambda: None))
+    monkeypatch.setattr(accelerate.utils, "broadcast_object_list", tell)
+    monkeypatch.setattr(F.instructions, "build", lambda study: made)
+    monkeypatch.setattr(F, "_stage", run)
+    monkeypatch.setattr(F, "finetune", lambda study, folder, records: trained.append(folder) or pd.DataFrame(columns=F.LOG))
+    study = replace(study, runs=str(tmp_path.parent), name=tmp_path.name)  # where the others look for the instructions
+    assert F.build(study) == study.folder / "finetune"
+    assert trained == ([] if finished else [partial]) and len(said) == 1
+    assert (partial / "log.csv").exists() == (main and not finished)
