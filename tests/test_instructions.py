@@ -197,12 +197,19 @@ def test_units_to_deny_come_from_the_training_part():
     assert not any(text in q for q in denied for text in ("AU1 ", "AU2 ", "inner brow raiser"))
 
 
+def test_a_corpus_of_three_classes_is_asked_for_no_finer_emotion():
+    clips = pd.DataFrame([vars(a_clip("", e, f"s0{i}_00", corpus=c)) for i, (e, c) in enumerate([("positive", "smic"), ("surprise", "smic"), ("", "smic"), ("surprise", "casme2"), ("disgust", "casme2")])])
+    made = I.make_records(clips, pd.concat([SMILE.assign(clip=c) for c in clips["clip"]]), SMILE.assign(clip="s00_00"))
+    assert {r["clip"]: r["fine"] for r in made} == {"s00_00": "", "s01_00": "", "s02_00": "", "s03_00": "surprise", "s04_00": "disgust"}
+    assert {r["clip"]: r["emotion"] for r in made}["s01_00"] == "surprise"
+
+
 def test_card():
     measured = pd.concat([SMILE.assign(clip=c) for c in clips_table()["clip"]])
     made = I.make_records(clips_table(), measured, measured)
     card = I.dataset_card(made, I.disagreement(clips_table(), measured), "license: other\n")
     assert card.startswith("---\nlanguage: en\n") and "license: other\n---\n" in card
-    for part in ("| records | 6 | 3 |", "| clips | 2 | 1 |", "| positive | 1 | 0 |", "| AU4 brow lowerer | 1 | 0 |", "| marked | ", "## One example of each task", "## Licence", "forbids"): assert part in card, part
+    for part in ("| records | 6 | 3 |", "| clips | 2 | 1 |", "| positive | 1 | 0 |", "| AU4 brow lowerer | 1 | 0 |", "| marked | ", "## One example of each task", "## Licence", "do not allow"): assert part in card, part
     rows = [line for line in card.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
     assert "empty" in I.dataset_card([], pd.DataFrame())
