@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['dataset_study', 'instructions_command', 'read_records', 'train_on', 'finetune_command', 'push_command']
 
-# %% ../nbs/05b_tools.ipynb #58d84821
+# %% ../nbs/05b_tools.ipynb #167d5781
 import contextlib, hashlib, re, time
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import typer
 from .cli import _sentences, app
 from .study import Study, StudyError
 
-# %% ../nbs/05b_tools.ipynb #97dd6d88
+# %% ../nbs/05b_tools.ipynb #bd0a53e2
 @contextlib.contextmanager
 def _told():
     "As `_sentences`; a plain `ValueError` or a missing file ends with exit code 2, a `RuntimeError` with 1."
@@ -26,7 +26,7 @@ def _told():
         except (ValueError, OSError) as error: raise StudyError(str(error)) from None
         except RuntimeError as error: raise ModelError(str(error)) from None
 
-# %% ../nbs/05b_tools.ipynb #aa16d545
+# %% ../nbs/05b_tools.ipynb #cff5f5aa
 def _given(**settings) -> dict: return {key: value for key, value in settings.items() if value is not None}
 
 
@@ -47,7 +47,7 @@ def dataset_study(source: str | None, # a corpus, the path of a table, or None: 
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"dataset-{Path(source).stem}")
     return Study.load(config, **{"name": name} | place | _given(**settings))
 
-# %% ../nbs/05b_tools.ipynb #ba7f3cbe
+# %% ../nbs/05b_tools.ipynb #77bbe19b
 @app.command("instructions", short_help="Make an instruction dataset of a corpus.")
 def instructions_command(
     source: str = typer.Argument(None, metavar="CORPUS_OR_TABLE", help="A corpus (synthetic, casme2, samm, …) or a CSV with subject, onset_path, apex_path; by default the study's."),
@@ -58,6 +58,7 @@ def instructions_command(
     formats: list[str] = typer.Option(["chat", "llava", "swift", "mevqa"], "--format", help="chat, llava, swift or mevqa; may be given several times."),
     language: str = typer.Option(None, "--language", help="en or zh."),
     view: str = typer.Option(None, "--view", help="picture, or text: 29 measured regions instead of the color map."),
+    augment: str = typer.Option(None, "--augment", help="none, or mirror: the training clips once more as their mirror images (default)."),
     flow: str = typer.Option(None, "--method", help="Optical flow: tvl1, dis, farneback, deepflow, pcaflow, raft or meflow."),
     style: str = typer.Option(None, "--style", help="Style of the color map."),
     test_share: float = typer.Option(None, "--test-share", help="Share of the subjects in the test part."),
@@ -72,7 +73,7 @@ def instructions_command(
     """
     with _told():
         study = dataset_study(source, config, root, annotation, language=language, view=view, flow=flow, style=style, test_share=test_share, seed=seed,
-                              workers=jobs)
+                              augment=augment, workers=jobs)
         from mellm.formats import export_dataset
         folder = export_dataset(study, out, tuple(dict.fromkeys(formats)), copy_images=not link)
     for file in sorted(p for p in folder.rglob("*") if p.suffix in (".json", ".jsonl")): typer.echo(f"{file.relative_to(folder)}  {_lines_of(file)} lines")
@@ -82,7 +83,7 @@ def instructions_command(
 def _lines_of(file: Path) -> int:
     with open(file, "rb") as f: return sum(1 for line in f if line.strip() not in (b"", b"[", b"]"))
 
-# %% ../nbs/05b_tools.ipynb #f122f494
+# %% ../nbs/05b_tools.ipynb #ae385f4f
 def read_records(file: Path # JSON Lines of chat messages; the paths of pictures begin at its folder or at the one above
                  ) -> list[dict]: # records with absolute paths of their pictures, as `finetune` wants them
     "Instruction records from a file of chat messages. `StudyError` names the line of what is wrong."
@@ -105,7 +106,7 @@ def _filled(row: dict, root: Path) -> dict:
     known = {"clip": row["id"], "corpus": "own data", "subject": "", "split": "train", "aus": "", "emotion": "", "fine": "", "tasks": ["describe"] * answers}
     return known | row | {"images": [str(root / p) for p in row["images"]]}
 
-# %% ../nbs/05b_tools.ipynb #2e006bec
+# %% ../nbs/05b_tools.ipynb #f9fb89fd
 def train_on(file: Path, out: Path, # folder to make: out/finetune holds the result
              config: Path | None = None, **settings) -> Path: # the folder of the stage
     "Fine-tune on a file of chat messages. Raises `ModelError` and `StudyError`."
@@ -128,7 +129,7 @@ def train_on(file: Path, out: Path, # folder to make: out/finetune holds the res
 
     return stage(study, "finetune", make, needs=[out / "source"], keys=finetune.KEYS)
 
-# %% ../nbs/05b_tools.ipynb #839b3120
+# %% ../nbs/05b_tools.ipynb #aaace618
 @app.command("finetune", short_help="Fine-tune a model on a study or on a file of instructions.")
 def finetune_command(
     config: Path = typer.Option(None, "--study", metavar="FILE", help="TOML file with settings of a study."),
@@ -170,7 +171,7 @@ def _trained(folder: Path, seconds: float) -> str:
     told = f"loss {loss.iloc[0]:.3f} → {loss.iloc[-1]:.3f}" + (f", on held-out training subjects {inner.iloc[-1]:.3f}" if len(inner) else "")
     return f"{told}; {seconds:.0f} s for this call.\nThe {weights.name} is in {weights}"
 
-# %% ../nbs/05b_tools.ipynb #4c662c72
+# %% ../nbs/05b_tools.ipynb #071e6aff
 @app.command("push", short_help="Pack fine-tuned weights for others; upload only when asked.")
 def push_command(
     home: Path = typer.Argument(None, metavar="FOLDER", help="Folder of a study, such as runs/mine, or of `mellm finetune --data`."),

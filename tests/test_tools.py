@@ -96,11 +96,11 @@ def test_a_table_for_real(tmp_path):
     clips = read_corpus("synthetic", tmp_path / "corpus", study=Study(subjects=3, clips_per_subject=2, workers=1))
     write_table(tmp_path / "t.csv", clips[clips.subject != "astronaut"][["subject", "clip", "onset_path", "apex_path", "aus", "emotion"]].assign(**{
         c: clips[c].map(lambda p: str(os.path.relpath(p, tmp_path))) for c in ("onset_path", "apex_path")}))
-    result = run("instructions", "t.csv", "--out", "data", "--method", "dis", "--jobs", 1, "--test-share", .34)
+    result = run("instructions", "t.csv", "--out", "data", "--method", "dis", "--jobs", 1, "--test-share", .34, "--augment", "none")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in (tmp_path / "data" / "chat" / "train.jsonl").read_text().splitlines()]
-    assert len(rows) == 12 and {r["split"] for r in rows} == {"train"} and (tmp_path / "data" / rows[0]["images"][0]).is_file()
-    assert len(tools.read_records(tmp_path / "data" / "chat" / "train.jsonl")) == 12
+    assert {r["split"] for r in rows} == {"train"} and len({r["subject"] for r in rows}) == 2 and all((tmp_path / "data" / p).is_file() for r in rows for p in r["images"])
+    assert len(rows) == 4 * 3 and len(tools.read_records(tmp_path / "data" / "chat" / "train.jsonl")) == len(rows)
 
 
 # --- finetune --------------------------------------------------------------------------------------------------------
