@@ -1,5 +1,4 @@
 "Nano, and models small enough to build in a test: loading, labels, generation."
-import json
 
 import numpy as np
 import pytest
@@ -8,21 +7,6 @@ from PIL import Image
 
 from mellm import bases, nano, predict, words
 from mellm.study import Study
-
-TINY = dict(vision=dict(nano.SIZES["vision"], depth=2, hidden_size=32, intermediate_size=48, num_heads=2, fullatt_block_indexes=[1]),
-            text=dict(hidden_size=128, intermediate_size=96, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1))
-
-
-@pytest.fixture(scope="module")
-def qwen_folder(tmp_path_factory):
-    "A random model in the layout of a Hub folder of the Qwen2.5-VL family."
-    folder = tmp_path_factory.mktemp("qwen")
-    tok = nano.make_tokenizer()
-    nano.make_model(tok, TINY).save_pretrained(folder)
-    tok.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(dict(min_pixels=3136, max_pixels=12845056, patch_size=14, temporal_patch_size=2, merge_size=2, image_processor_type="Qwen2VLImageProcessor",
-        image_mean=[.48145466, .4578275, .40821073], image_std=[.26862954, .26130258, .27577711], processor_class="Qwen2_5_VLProcessor")))
-    return folder
 
 
 @pytest.fixture
@@ -81,15 +65,3 @@ def test_greedy_answers_do_not_depend_on_the_batch(study):
     images = [np.random.default_rng(i).integers(0, 255, (224, 224, 3), np.uint8) for i in range(3)]
     together = predict.generate(model, processor, images, max_new_tokens=12)
     assert together == [predict.generate(model, processor, [i], max_new_tokens=12)[0] for i in images]
-
-
-@pytest.mark.parametrize("make", ["missing", "pickled"])
-def test_models_that_are_refused(tmp_path, make, qwen_folder, monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    name = str(tmp_path / "model")
-    if make == "pickled":
-        import shutil
-        shutil.copytree(qwen_folder, name)
-        (tmp_path / "model" / "model.safetensors").unlink()
-        torch.save({}, tmp_path / "model" / "pytorch_model.bin")
-    with pytest.raises(bases.ModelError, match="safetensors"): bases.load_base(name)

@@ -7,7 +7,7 @@ import pytest
 
 from mellm import bases, scale
 from mellm.finetune import finetune
-from test_finetune import make_records, qwen_folder, study  # noqa: F401 (fixtures)
+from test_finetune import make_records, study  # noqa: F401 (a fixture)
 
 
 @pytest.mark.parametrize("how,kind,says", [("ddp", "MULTI_GPU", {}), ("fsdp", "FSDP", {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"}), ("zero3", "DEEPSPEED", {})])
