@@ -84,7 +84,7 @@ def explain(onset,                       # picture of the neutral face: a path, 
             question: str | None = None, # by default the one for the full description
             language: str = "en",        # of prompt and answer; the shipped adapter speaks English
             view: str | None = None,     # "picture" or "text": what the model is given (default: the picture, if it has eyes)
-            max_new_tokens: int = 160    # longest answer
+            max_new_tokens: int = 240    # longest answer
             ) -> Explanation:
     "Explain the motion between two frames. Raises `faces.ImageError` for unusable pictures, `faces.FaceNotFound` where one shows no face, `ModelError` for a model that cannot be loaded."
     a, b = _frame(onset), _frame(apex)

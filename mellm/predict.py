@@ -88,7 +88,7 @@ def open_talk(question: str | None = None, # by default the one for the full des
 # %% ../nbs/03f_predict.ipynb #0145dae9
 def complete(model, processor, talks: list, # of `open_talk`
              pictures: list | None, # RGB uint8 (H, W, 3) for each; None for a text model
-             max_new_tokens: int = 160, temperature: float = 0., seed: int = 0) -> list[str]:
+             max_new_tokens: int = 240, temperature: float = 0., seed: int = 0) -> list[str]:
     "The answers of a model to a batch of open conversations."
     import torch
     from transformers import set_seed
@@ -104,7 +104,7 @@ def complete(model, processor, talks: list, # of `open_talk`
 
 def generate(model, processor, pictures: list, # RGB uint8 (H, W, 3); for a text model the lines of `instructions.text_lines`
              questions: list[str] | str | None = None, # one for each, or one for all
-             max_new_tokens: int = 160, language: str = "en",
+             max_new_tokens: int = 240, language: str = "en",
              temperature: float = 0., # 0: greedy
              seed: int = 0 # of the draw
              ) -> list[str]:
@@ -252,7 +252,7 @@ def predict(study: Study,
 # %% ../nbs/03f_predict.ipynb #b971b33a
 def speed(model, processor, pictures: list, # RGB uint8 (H, W, 3)
           sizes: tuple[int, ...] = (1, 4, 8, 24), # conversations at once
-          max_new_tokens: int = 160, language: str = "en") -> pd.DataFrame: # a row a size: seconds, CPU s an answer, answers/s, tokens an answer, tokens/s, peak MB
+          max_new_tokens: int = 240, language: str = "en") -> pd.DataFrame: # a row a size: seconds, CPU s an answer, answers/s, tokens an answer, tokens/s, peak MB
     "What generation costs on this machine, at several sizes of the batch; the peak memory is the GPU's where the model is on one, else the process's."
     import torch
     from mellm.throughput import Meter

@@ -10,6 +10,7 @@ __all__ = ['NO_SETTINGS', 'TEXT_COLUMNS', 'PACKAGES', 'home', 'StudyError', 'Stu
 import ast, dataclasses, difflib, hashlib, inspect, json, math, os, re, subprocess, sys, time, tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -265,6 +266,7 @@ def _module_file(build: Callable, name: str) -> Path | None:
     try: return exported if inspect.getsource(build) in exported.read_text(encoding="utf-8") else None
     except (OSError, TypeError): return exported
 
+@lru_cache(maxsize=256)
 def _imports(text: str) -> set[str]:
     "The modules of mellm that a module's code imports, at its top or inside a function."
     names = set()
