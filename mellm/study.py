@@ -55,7 +55,7 @@ class Study:
     subjects: int = _setting(24, "synthetic corpus: number of people", low=2)
     clips_per_subject: int = _setting(12, "synthetic corpus: clips of each", low=1)
     epochs: int = _setting(3, "passes over the training data", low=1)
-    batch_size: int = _setting(8, "conversations in a step, over all processes", low=1)
+    batch_size: int = _setting(4, "conversations in a step, over all processes", low=1)
     inner_share: float = _setting(0.12, "share of the training subjects set aside to watch the loss; 0 watches none", low=0, high=0.5)
     report_to: str = _setting("tensorboard", "where training curves go: tensorboard, another reporter of transformers, or none")
     learning_rate: float = _setting(0.0, "peak learning rate; 0 takes the model's own, 4e-3 for `nano` and 1e-4 for others", low=0, high=1)
