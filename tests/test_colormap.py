@@ -143,7 +143,7 @@ def test_batch_goes_on_past_bad_clips_and_reports_them(study):
     assert report.ok.tolist() == [True, False, False, False, True]
     for clip, says in {"missing": "does not exist", "faceless": "No face", "sizes": "224×224 and 224×200"}.items(): assert says in report.reason[clip]
     clips, regions = read_table(folder / "clips.csv"), read_table(folder / "regions.csv")
-    assert clips["clip"].tolist() == ["s1/EP 01", "s1_EP_01"] and clips.subject.tolist() == ["01", "01"] and len(regions) == 30
+    assert clips["clip"].tolist() == ["s1/EP 01", "s1_EP_01"] and clips.subject.tolist() == ["01", "01"] and len(regions) == 34
     assert clips.color_map.is_unique and all((study.folder / p).is_file() for p in (*clips.color_map, *clips.flow))
     assert len(read_table(folder / "fine_regions.csv")) == 58 and list(report.reset_index().columns) == ["clip", "ok", "seconds", "x", "y", "width", "height", "reason", "note"]
     with np.load(study.folder / clips.flow[0]) as z: assert np.allclose(z["inverse"], cv2.invertAffineTransform(z["transform"]))

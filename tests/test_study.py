@@ -85,7 +85,7 @@ def test_unknown_override_is_refused():
 def test_later_layers_win(away):
     (away / "mine.toml").write_text('epochs = 2\nseed = 2\nsize = 128\n')
     study = Study.load("mine.toml", env={"MELLM_SEED": "3", "MELLM_SIZE": "256"}, size=96)
-    assert (study.batch_size, study.epochs, study.seed, study.size) == (8, 2, 3, 96)
+    assert (study.batch_size, study.epochs, study.seed, study.size) == (4, 2, 3, 96)
 
 
 def test_toml_by_environment_and_by_place(away):
@@ -133,7 +133,7 @@ def test_study_is_frozen_and_shows_itself():
     study = Study(seed=1)
     with pytest.raises(AttributeError): study.seed = 2
     table = study._repr_markdown_()
-    assert "| seed | **1** |" in table and "| epochs | 8 |" in table and "| root | – |" in table
+    assert "| seed | **1** |" in table and "| epochs | 3 |" in table and "| root | – |" in table
 
 
 # Files
