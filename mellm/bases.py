@@ -302,8 +302,6 @@ class Collator:
 
     def __call__(self, records: list[dict]):
         from PIL import Image
-        if 0 < sum(bool(r["images"]) for r in records) < len(records):
-            raise ModelError("some instruction records have a picture and others have none, and a batch takes one kind; train on the two kinds one after the other")
         pictures = []
         for path in (resolve(self.study, p) for r in records for p in r["images"]):
             try: pictures.append(Image.open(path).convert("RGB"))
