@@ -1018,5 +1018,6 @@ d = { 'settings': { 'branch': 'main',
                              'mellm.words.motion_turns': ('words.html#motion_turns', 'mellm/words.py'),
                              'mellm.words.moves': ('words.html#moves', 'mellm/words.py'),
                              'mellm.words.name_regions': ('words.html#name_regions', 'mellm/words.py'),
+                             'mellm.words.paired': ('words.html#paired', 'mellm/words.py'),
                              'mellm.words.reasons': ('words.html#reasons', 'mellm/words.py'),
                              'mellm.words.strength_word': ('words.html#strength_word', 'mellm/words.py')}}}

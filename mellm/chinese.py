@@ -40,15 +40,7 @@ def look(seen: pd.DataFrame, # `words.moves` of a clip
          ) -> list[str]:
     "One sentence for each visible motion, the strongest first; mirrored motions are said once."
     if not len(seen): return ["没有明显的运动。"]
-    said, done, ways = [], set(), {r.region: face_direction(r.region, r.direction) for r in seen.itertuples()}
-    for r in seen.itertuples():
-        if r.region in done: continue
-        side, _, part = r.region.partition("_")
-        twin = {"left": "right_", "right": "left_"}.get(side, "") + part
-        both = side in ("left", "right") and ways.get(twin) == ways[r.region]
-        if both: done.add(twin)
-        said.append(f"{region_name(r.region, both)}{ways[r.region]}移动，{STRENGTHS[r.word]}。")
-    return said[:most]
+    return [f"{region_name(r.region, both)}{face_direction(r.region, r.direction)}移动，{STRENGTHS[r.word]}。" for r, both in words.paired(seen)[:most]]
 
 # %% ../nbs/02ba_chinese.ipynb #b8310c70
 def au_name(number: int) -> str:

@@ -14,8 +14,9 @@ from .measures import COLORS, SPOKEN
 
 # %% auto #0
 __all__ = ['STRENGTH_WORDS', 'MENTION', 'NO_MOTION', 'CLEAR', 'SEEN', 'LEGEND', 'SYSTEM', 'QUESTIONS', 'MEVQA', 'STILL',
-           'MOTION_TASKS', 'strength_word', 'moves', 'face_direction', 'name_regions', 'and_', 'look', 'evidence',
-           'reasons', 'conclusion', 'describe', 'ask', 'how_answer', 'legend_turn', 'motion_turns', 'conversation']
+           'MOTION_TASKS', 'strength_word', 'moves', 'face_direction', 'name_regions', 'and_', 'paired', 'look',
+           'evidence', 'reasons', 'conclusion', 'describe', 'ask', 'how_answer', 'legend_turn', 'motion_turns',
+           'conversation']
 
 # %% ../nbs/02a_words.ipynb #9bb03793
 STRENGTH_WORDS = ((.66, "strongly"), (.4, "moderately"), (.2, "slightly"))  # lower bound of the relative magnitude, adverb
@@ -68,21 +69,30 @@ def and_(items: list[str]) -> str:
     return items[0] if len(items) == 1 else ", ".join(items[:-1]) + " and " + items[-1]
 
 
+def paired(seen: pd.DataFrame  # `moves` of a clip
+           ) -> list[tuple]:
+    "Each visible motion once, the strongest first: its row, and whether the other side of the face does the same."
+    out, done, ways = [], set(), {r.region: face_direction(r.region, r.direction) for r in seen.itertuples()}
+    for r in seen.itertuples():
+        if r.region in done: continue
+        side, _, base = r.region.partition("_")
+        twin = {"left": f"right_{base}", "right": f"left_{base}"}.get(side)
+        both = ways.get(twin) == ways[r.region]
+        if both: done.add(twin)
+        out.append((r, both))
+    return out
+
+
 def look(seen: pd.DataFrame,  # `moves` of a clip
          most: int = 5        # speak of at most this many motions
          ) -> list[str]:
     "One sentence for each visible motion, the strongest first; mirrored motions are said once."
     if not len(seen): return ["Nothing moves clearly."]
-    said, done, ways = [], set(), {r.region: face_direction(r.region, r.direction) for r in seen.itertuples()}
-    for r in seen.itertuples():
-        if r.region in done: continue
-        side, _, base = r.region.partition("_")
-        twin = {"left": "right_", "right": "left_"}.get(side, "") + base
-        if twin != r.region and ways.get(twin) == ways[r.region] and side in ("left", "right"):
-            said.append(f"Both {base.replace('_', ' ')}s move {ways[twin]}, {r.word}.")
-            done.add(twin)
-        else: said.append(f"The {facs.region_name(r.region)} moves {ways[r.region]}, {r.word}.")
-    return said[:most]
+    said = []
+    for r, both in paired(seen)[:most]:
+        what = f"Both {facs.region_name(r.region).split(' ', 1)[1]}s move" if both else f"The {facs.region_name(r.region)} moves"
+        said.append(f"{what} {face_direction(r.region, r.direction)}, {r.word}.")
+    return said
 
 # %% ../nbs/02a_words.ipynb #88dab20e
 def _agree(one: str, other: str) -> bool:
