@@ -89,3 +89,14 @@ def test_a_run_comes_back_from_its_checkpoint(tmp_path):
 def test_literacy_knows_all_kinds():
     scores = P.literacy(nano.load_model().eval(), nano.load_processor().tokenizer, 12)
     assert set(scores) <= {"names", "numbers", "classes", "reading", "repeating"} and all(0 <= v <= 1 for v in scores.values())
+
+
+@given(seeds)
+def test_shade_keeps_shape_and_leaves_the_colors(seed):
+    rng = np.random.default_rng(seed)
+    image = np.full((1, 56, 56, 3), 128, np.uint8)
+    image[0, 20:30, 20:30] = (168, 108, 108)
+    out = P.shade(image, rng).astype(int)
+    assert out.shape == image.shape and P.shade(image, rng, 0).std((1, 2)).max() < 20
+    differs = out[0, 20:30, 20:30, 0] - out[0, 20:30, 20:30, 1]
+    assert (differs > 40).all() and np.ptp(out[0, :20, :20], axis=-1).max() == 0
