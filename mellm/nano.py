@@ -153,8 +153,9 @@ def load_processor():
     return make_processor(AutoTokenizer.from_pretrained(weights_folder(), padding_side="left"))
 
 
-def load_model():
+def load_model(folder: str | Path | None = None  # of `save_model`; by default the weights in the package
+               ):
     "The embedded base model in float32, on the CPU."
     import torch
     from transformers import Qwen2_5_VLForConditionalGeneration
-    with quiet(): return Qwen2_5_VLForConditionalGeneration.from_pretrained(weights_folder(), dtype=torch.float32, use_safetensors=True)
+    with quiet(): return Qwen2_5_VLForConditionalGeneration.from_pretrained(folder or weights_folder(), dtype=torch.float32, use_safetensors=True)

@@ -18,8 +18,8 @@ from .labels import EMOTIONS, EMOTIONS3, emotion3
 
 # %% auto #0
 __all__ = ['UNITS', 'CANDIDATES', 'WEIGHTS', 'patches', 'quarters', 'shade', 'drill', 'talk', 'Talker', 'Plan', 'optimizers',
-           'Run', 'see_losses', 'losses', 'train', 'perception', 'perceived', 'literacy', 'write_card', 'measure',
-           'run_sweep', 'main']
+           'Run', 'see_losses', 'losses', 'train', 'perception', 'perceived', 'literacy', 'history', 'write_card',
+           'measure', 'run_sweep', 'main']
 
 # %% ../nbs/03b_pretrain.ipynb #8406dd65
 def patches(images,          # (B, 224, 224, 3) uint8 array
@@ -69,9 +69,7 @@ def _phrase(rng: np.random.Generator) -> str:
     units = tuple(sorted(int(a) for a in rng.choice(UNITS, rng.integers(1, 5), replace=False)))
     coarse, fine = _emotion(rng)
     parts = lambda: words.name_regions(rng.choice(measures.SPOKEN, rng.integers(1, 4), replace=False).tolist())
-    shows = lambda p, a: f"the {words.and_(p)} {'show' if len(p) > 1 or p[0].endswith('s') else 'shows'} AU{a} ({facs.au_name(a)})"
-    reason = "; ".join(shows(parts(), a) if rng.random() < .8 else f"AU{a} ({facs.au_name(a)}) is not visible" for a in units)
-    reason = f"Reason: {reason[0].upper()}{reason[1:]}."
+    reason = words.reasoning([words.clause(parts() if rng.random() < .8 else [], a) for a in units])
     return str(rng.choice([f"Conclude: {words.conclusion(units, coarse, fine)}.", f"AU{facs.format_aus(units)}.", f"{(coarse or fine).capitalize()}.", f"{fine.capitalize()}.", "Yes.", "No.",
                            reason, reason, f"{reason} Together they fit {fine}.", f"It fits {coarse or fine}."]))
 
@@ -80,9 +78,8 @@ def _made_up(rng: np.random.Generator) -> pd.DataFrame:
     "Random motions in the form of `words.moves`."
     rows, strengths = [], np.sort(rng.uniform(words.MENTION, 1, 5))[::-1]
     for region, strength in zip(rng.choice(measures.SPOKEN, rng.integers(2, 6), replace=False).tolist(), strengths):
-        way, (side, _, base) = str(rng.choice(facs.DIRECTIONS)), region.partition("_")
+        way, twin = str(rng.choice(facs.DIRECTIONS)), words.twin(region)
         rows.append((region, way, "", strength, words.strength_word(strength)))
-        twin = {"left": f"right_{base}", "right": f"left_{base}"}.get(side)
         if twin and rng.random() < .6: rows.append((twin, facs.mirror(way), "", strength, words.strength_word(strength)))
     return pd.DataFrame(rows, columns=words.SEEN).drop_duplicates("region", ignore_index=True)
 
@@ -96,15 +93,39 @@ def _read(rng: np.random.Generator) -> tuple[str, str]:
     names = words.name_regions([r.region for r in seen.itertuples() if words.face_direction(r.region, r.direction) == way])
     return f"Read: {text} What moves {way}?", f"The {words.and_(names)}."
 
+# %% ../nbs/03b_pretrain.ipynb #99fe82d6
+def _rules(rng: np.random.Generator, motions: dict[tuple[str, str], str]) -> tuple[dict, dict]:
+    "Rules by lot, unit -> motions (names of regions, direction): those that some of `motions` (-> region) fulfil, and those that none does."
+    units = [int(a) for a in rng.choice(UNITS, 6, replace=False)]
+    order, wrong = [list(motions)[i] for i in rng.permutation(len(motions))], {}
+    held = {u: [m] for u, m in zip(units, order[:rng.integers(1, 4)])}
+    if len(held) < len(order) and rng.random() < .3: held[units[0]].append(order[len(held)])
+    for u in units[3:3 + rng.integers(1, 4)]:
+        (name, _), region = list(motions.items())[rng.integers(len(motions))]
+        if rng.random() < .5: name, = words.name_regions([region := str(rng.choice(measures.SPOKEN))])
+        wrong[u] = [(name, str(rng.choice([w for o in facs.DIRECTIONS if (name, w := words.face_direction(region, o)) not in motions])))]
+    return held, wrong
+
+
+def _reasoned(rng: np.random.Generator) -> tuple[str, str]:
+    "Rules that hold in this drill only, and a text: which units the motions show, and the line that sums up."
+    seen = _made_up(rng)
+    motions = {(words.name_regions([r.region, words.twin(r.region)] if both else [r.region])[0], words.face_direction(r.region, r.direction)): r.region for r, both in words.paired(seen)}
+    held, wrong = _rules(rng, motions)
+    rules = [f"AU{u}: {words.and_([f'{name} {way}' for name, way in rule])}." for u, rule in {**held, **wrong}.items()]
+    reason = words.reasoning([words.clause([name for name, _ in held[u]], u) for u in sorted(held)])
+    return f"Rules: {' '.join(rng.permutation(rules))} Look: {' '.join(words.look(seen, most=99))}", f"{reason}\nConclude: {words.conclusion(tuple(sorted(held)), None)}."
+
 # %% ../nbs/03b_pretrain.ipynb #a91126ee
 def drill(rng: np.random.Generator) -> tuple[str, str]:
-    "A question about words alone: a FACS name or number, the class of an emotion word, a text to read, or a phrase to repeat."
-    kind, au = rng.integers(9), facs.ACTION_UNITS[int(rng.choice(UNITS))]
+    "A question about words alone: a FACS name or number, the class of an emotion word, a text to read, rules to follow, or a phrase to repeat."
+    kind, au = rng.integers(12), facs.ACTION_UNITS[int(rng.choice(UNITS))]
     if kind == 0: return f"What is AU{au.number} called?", f"{au.name.capitalize()}."
     if kind == 1: return f"Which action unit is the {au.name}?", f"AU{au.number}."
     if kind < 5: return _read(rng)
+    if kind < 8: return _reasoned(rng)
     coarse, fine = _emotion(rng)
-    if kind == 5: return f"Is {fine} negative, positive or surprise?", f"{(coarse or 'others').capitalize()}."
+    if kind == 8: return f"Is {fine} negative, positive or surprise?", f"{(coarse or 'others').capitalize()}."
     phrase = _phrase(rng)
     return f"Repeat: {phrase}", phrase
 
@@ -168,6 +189,7 @@ class Plan:
     lr: float = 1e-3
     shards: int = 48          # of 160 pictures each, 10 subjects a shard
     size: str = "medium"      # of CANDIDATES
+    start: str = ""           # folder of weights to go on from; "": from nothing
     seed: int = 0
     workers: int = 0
 
@@ -189,7 +211,8 @@ class Run:
         self.plan, self.out, self.sizes = plan, Path(out), CANDIDATES[plan.size]
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.tok = nano.make_tokenizer()
-        self.model = nano.make_model(self.tok, self.sizes, plan.seed).to(self.device)
+        self.model = (nano.load_model(plan.start) if plan.start else nano.make_model(self.tok, self.sizes, plan.seed)).to(self.device)
+        if self.model.config.text_config.hidden_size != self.sizes["text"]["hidden_size"]: raise ValueError(f"The weights in {plan.start} are not of the size {plan.size!r}: name their size with --size.")
         self.head = torch.nn.Linear(self.sizes["text"]["hidden_size"], 8 + len(measures.SPOKEN)).to(self.device)
         self.optims = optimizers(self.model, self.head, plan.lr)
         self.spent, self.step, self.log = 0., 0, []
@@ -225,7 +248,8 @@ def see_losses(run: Run, tokens, grids) -> dict:
 
 
 def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -> dict:
-    "The losses of one step: `what` and `where`, and when speaking also `speak` and `read` (cross-entropy of the answers about pictures, and of drills)."
+    """The losses of one step: `what` and `where`, and when speaking also `speak` and `read` (cross-entropy of the answers about pictures, and of drills).
+    A run that goes on from weights has `speak` and `read` alone: the picture head was not kept."""
     if not speaking:
         pixels, grid = (t.to(run.device) for t in patches(images))
         return see_losses(run, run.model.model.visual(pixels, grid).pooler_output, grids)
@@ -234,7 +258,7 @@ def losses(run: Run, talker: Talker, images, grids, seen, rng, speaking: bool) -
     speak = run.model(**there(talker.batch(images, seen, rng))).loss
     hook.remove()
     read = {"read": run.model(**there(talker.texts(run.plan.texts, rng))).loss} if run.plan.texts else {}
-    return {"speak": speak, **read, **see_losses(run, kept[0], grids)}
+    return {"speak": speak, **read, **({} if run.plan.start else see_losses(run, kept[0], grids))}
 
 # %% ../nbs/03b_pretrain.ipynb #069825b2
 WEIGHTS = {"speak": 1., "read": 1., "what": 20., "where": 1.}
@@ -307,10 +331,10 @@ def perceived(asked: pd.DataFrame) -> dict:
 
 # %% ../nbs/03b_pretrain.ipynb #7f86ac48
 def literacy(model, tokenizer, n: int = 120, seed: int = 78) -> dict[str, float]:
-    "The share of `n` drills without a picture that are answered word for word, by kind: names, numbers, classes, reading, repeating."
+    "The share of `n` drills without a picture that are answered word for word, by kind: names, numbers, classes, reading, reasoning, repeating."
     import torch
     rng, rows = np.random.default_rng(seed), []
-    kinds = {"What": "names", "Which": "numbers", "Is": "classes", "Read:": "reading", "Repeat:": "repeating"}
+    kinds = {"What": "names", "Which": "numbers", "Is": "classes", "Read:": "reading", "Rules:": "reasoning", "Repeat:": "repeating"}
     for question, answer in (drill(rng) for _ in range(n)):
         text = tokenizer.apply_chat_template(words.conversation([(question, None)], picture=False)[1:], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, return_tensors="pt").to(model.device)
@@ -319,15 +343,26 @@ def literacy(model, tokenizer, n: int = 120, seed: int = 78) -> dict[str, float]
     return pd.DataFrame(rows, columns=["kind", "right"]).groupby("kind").right.mean().round(3).to_dict()
 
 # %% ../nbs/03b_pretrain.ipynb #9fe54aea
+def history(run: Run) -> dict:
+    "Steps, minutes and curve of a run together with those of the runs whose weights it went on from, and the plans of these (`before`)."
+    card = Path(run.plan.start) / "card.json"
+    old = json.loads(card.read_text()) if run.plan.start and card.is_file() else dict(steps=0, minutes=0., curve=[])
+    curve = [dict(row, step=row["step"] + old["steps"], minutes=round(row["minutes"] + old["minutes"], 2)) for row in run.log[::4]]
+    before = [*old.get("before", []), *([old["plan"]] if "plan" in old else [])]
+    return dict(steps=old["steps"] + run.step, minutes=round(old["minutes"] + run.spent / 60, 1), before=before, curve=old["curve"] + curve)
+
+
 def write_card(run: Run, seen: dict, pictures_made: int, sweep: list[dict] | None = None, read: dict | None = None) -> None:
     "card.json (configuration, curve, perception, literacy, sweep of sizes) and a short README.md beside the weights."
-    count, minutes = sum(p.numel() for p in run.model.parameters()), run.spent / 60
-    card = dict(plan=asdict(run.plan), sizes=run.sizes, parameters=count, device=str(run.device), steps=run.step, minutes=round(minutes, 1), pictures=pictures_made, perception=seen, literacy=read or {}, sweep=sweep or [], curve=run.log[::4])
+    count, past = sum(p.numel() for p in run.model.parameters()), history(run)
+    plan = asdict(run.plan) | dict(start=Path(run.plan.start).name)
+    card = dict(plan=plan, sizes=run.sizes, parameters=count, device=str(run.device), pictures=pictures_made, perception=seen, literacy=read or {}, sweep=sweep or []) | past
     (run.out / "card.json").write_text(json.dumps(card, indent=1))
+    runs = f" in {len(past['before']) + 1} runs, each from the weights of the one before" if past["before"] else ""
     (run.out / "README.md").write_text(f"""# mellm nano: the embedded base model
 
 Qwen2.5-VL architecture, {count:,} parameters, trained from nothing by `python -m mellm.pretrain` (configuration, loss curve and sweep of sizes: card.json).
-Data: {pictures_made:,} synthetic color maps of {pictures_made // 16:,} drawn subjects; no photograph, no licensed corpus. {run.step:,} steps, {minutes:.0f} minutes on {run.device}.
+Data: {pictures_made:,} synthetic color maps of {pictures_made // 16:,} drawn subjects; no photograph, no licensed corpus. {past['steps']:,} steps, {past['minutes']:.0f} minutes on {run.device}{runs}.
 It answers questions about *motion*: on {seen['questions']} questions about held-out synthetic subjects (half of them about a region that moves) the named direction is right in
 {100 * seen['right']:.1f} %, within 45 degrees in {100 * seen['near']:.1f} % (always giving the most frequent answer: {100 * seen['most_frequent']:.1f} %). It was not taught what action units or emotions look like.
 Limits: frontal faces cropped as `mellm.faces.crop_face` crops them, 224×224 color maps of style v1, English, and the few hundred words of `mellm.words`.

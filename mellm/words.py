@@ -14,9 +14,9 @@ from .measures import COLORS, SPOKEN
 
 # %% auto #0
 __all__ = ['STRENGTH_WORDS', 'MENTION', 'NO_MOTION', 'CLEAR', 'SEEN', 'LEGEND', 'SYSTEM', 'QUESTIONS', 'MEVQA', 'STILL',
-           'MOTION_TASKS', 'strength_word', 'moves', 'face_direction', 'name_regions', 'and_', 'paired', 'look',
-           'evidence', 'reasons', 'conclusion', 'describe', 'ask', 'how_answer', 'legend_turn', 'motion_turns',
-           'conversation']
+           'MOTION_TASKS', 'strength_word', 'moves', 'face_direction', 'twin', 'name_regions', 'and_', 'paired', 'look',
+           'evidence', 'clause', 'reasons', 'reasoning', 'conclusion', 'describe', 'ask', 'how_answer', 'legend_turn',
+           'motion_turns', 'conversation']
 
 # %% ../nbs/02a_words.ipynb #9bb03793
 STRENGTH_WORDS = ((.66, "strongly"), (.4, "moderately"), (.2, "slightly"))  # lower bound of the relative magnitude, adverb
@@ -52,6 +52,12 @@ def face_direction(region: str,    # region key, "left_…" and "right_…" are 
     return " and ".join(words)
 
 
+def twin(region: str) -> str | None:
+    "The same region on the other side of the face; `None` for one in the middle."
+    side, _, base = region.partition("_")
+    return {"left": f"right_{base}", "right": f"left_{base}"}.get(side)
+
+
 def name_regions(regions: list[str]  # region keys
                  ) -> list[str]:
     "Region keys as they stand in a sentence, in their order; two sides of one part become `mouth corners`."
@@ -75,10 +81,8 @@ def paired(seen: pd.DataFrame  # `moves` of a clip
     out, done, ways = [], set(), {r.region: face_direction(r.region, r.direction) for r in seen.itertuples()}
     for r in seen.itertuples():
         if r.region in done: continue
-        side, _, base = r.region.partition("_")
-        twin = {"left": f"right_{base}", "right": f"left_{base}"}.get(side)
-        both = ways.get(twin) == ways[r.region]
-        if both: done.add(twin)
+        both = ways.get(twin(r.region)) == ways[r.region]
+        if both: done.add(twin(r.region))
         out.append((r, both))
     return out
 
@@ -110,15 +114,24 @@ def evidence(seen: pd.DataFrame,    # `moves` of a clip
     return {au: [r.region for r in seen.itertuples() if r.region in tell and _agree(r.direction, tell[r.region])] for au, tell in tells.items()}
 
 
+def clause(names: list[str],  # the regions that show the unit, of `name_regions`; none: it is not visible
+           au: int) -> str:
+    "What shows an action unit: `the mouth corners show AU12 (lip corner puller)`."
+    unit = f"AU{au} ({facs.au_name(au)})"
+    if not names: return f"{unit} is not visible"
+    return f"the {and_(names)} {'show' if len(names) > 1 or names[0].endswith('s') else 'shows'} {unit}"
+
+
 def reasons(seen: pd.DataFrame, aus: tuple[int, ...]) -> list[str]:
     "A clause for each action unit: what shows it, or that it is not visible."
-    units = {au: f"AU{au} ({facs.au_name(au)})" for au in aus}
-    said = []
-    for au, regions in evidence(seen, aus).items():
-        names = name_regions(regions)
-        if not names: said.append(f"{units[au]} is not visible")
-        else: said.append(f"the {and_(names)} {'show' if len(names) > 1 or names[0].endswith('s') else 'shows'} {units[au]}")
-    return said
+    return [clause(name_regions(regions), au) for au, regions in evidence(seen, aus).items()]
+
+
+def reasoning(clauses: list[str]  # of `clause`
+              ) -> str:
+    "The clauses as one sentence that begins with `Reason:`."
+    told = "; ".join(clauses)
+    return f"Reason: {told[0].upper()}{told[1:]}."
 
 # %% ../nbs/02a_words.ipynb #c16af302
 def conclusion(aus: tuple[int, ...],       # annotated action units
@@ -134,10 +147,10 @@ def conclusion(aus: tuple[int, ...],       # annotated action units
 def describe(seen: pd.DataFrame,     # `moves` of a clip
              aus: tuple[int, ...], emotion: str | None, fine: str | None = None) -> str:
     "The full description in the paper's three steps: look → reason → conclude."
-    told = "; ".join(reasons(seen, aus)) if aus else "only the motion is known"
     named = fine if fine and fine != "others" else emotion
     fits = "" if not aus or not named else f" Together they fit {named}." if len(aus) > 1 else f" It fits {named}."
-    return f"Look: {' '.join(look(seen))}\nReason: {told[0].upper()}{told[1:]}.{fits}\nConclude: {conclusion(aus, emotion, fine)}."
+    told = reasoning(reasons(seen, aus) if aus else ["only the motion is known"])
+    return f"Look: {' '.join(look(seen))}\n{told}{fits}\nConclude: {conclusion(aus, emotion, fine)}."
 
 # %% ../nbs/02a_words.ipynb #82b9989e
 LEGEND = {"red": "right", "orange and yellow": "down-right", "yellow-green": "down", "green": "down-left", "cyan": "left", "blue": "up-left", "violet": "up",
