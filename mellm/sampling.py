@@ -33,20 +33,25 @@ def only(records: list[dict], tasks: tuple[str, ...] | None) -> list[dict]:
     return kept
 
 # %% ../nbs/03d_sampling.ipynb #af7fb94e
-BALANCE = .5  # power p of the balancing
+BALANCE = {"tasks": .5, "aus": 1., "emotions": .5}  # powers p of the balancing
+
+
+def _rarity(classes: list, power: float, pick) -> np.ndarray:
+    "The factor of each record by the frequencies of its classes; 1 for a record without any."
+    share = pd.Series([c for n in classes for c in set(n)], dtype=object).value_counts() / len(classes)
+    factor = (share ** -power).to_dict()
+    return np.array([pick([factor[c] for c in n]) if n else 1. for n in classes])
 
 
 def sample_weights(records: list[dict],
-                   power: float = BALANCE  # 0: as they come; 1: rare classes as often as frequent ones, as far as records allow
-                   ) -> np.ndarray:        # (N,), sum 1
-    "How often each record is drawn: rare tasks, action units and emotions more often than they come."
-    named = [(r["tasks"], facs.parse_aus(r["aus"]).numbers, [r["emotion"]]) for r in records]
-    weights = np.ones(len(records))
-    for kind, pick in ((0, np.mean), (1, np.max), (2, np.max)):
-        share = pd.Series([c for n in named for c in set(n[kind])], dtype=object).value_counts() / len(records)
-        factor = (share ** -power).to_dict()
-        weights *= [pick([factor[c] for c in n[kind]]) if n[kind] else 1. for n in named]
-    return weights / weights.sum()
+                   power: dict[str, float] = BALANCE  # 0: as they come; 1: rare classes as often as frequent ones, as far as records allow
+                   ) -> np.ndarray:                   # (N,), sum 1
+    "How often each record is drawn: rare tasks, action units and emotions more often than they come, and no emotion more often for its units."
+    weights = _rarity([r["tasks"] for r in records], power["tasks"], np.mean) * _rarity([facs.parse_aus(r["aus"]).numbers for r in records], power["aus"], np.max)
+    emotion = pd.Series([r["emotion"] for r in records])
+    share = emotion.map(emotion.value_counts(normalize=True) ** (1 - power["emotions"]))
+    weights *= share / pd.Series(weights).groupby(emotion).transform("sum")
+    return (weights / weights.sum()).to_numpy()
 
 # %% ../nbs/03d_sampling.ipynb #3b30a16d
 class BalancedSampler:

@@ -49,13 +49,16 @@ def test_only_keeps_the_lines_of_the_text_view():
 labels = st.lists(st.tuples(st.sampled_from(["", "4", "6+12", "12", "1+2+5", "20"]), st.sampled_from(["", "positive", "negative"])), min_size=1, max_size=40)
 
 
+def powers(p): return dict.fromkeys(S.BALANCE, p)
+
+
 @settings(max_examples=25, deadline=None)
 @given(labels, st.floats(0, 1))
 def test_weights_raise_the_rare(given_labels, power):
     records = [dict(tasks=["describe"], aus=a, emotion=e) for a, e in given_labels]
-    w = S.sample_weights(records, power)
+    w = S.sample_weights(records, powers(power))
     assert w.shape == (len(records),) and (w > 0).all() and w.sum() == pytest.approx(1)
-    assert np.allclose(S.sample_weights(records, 0), 1 / len(records))
+    assert np.allclose(S.sample_weights(records, powers(0)), 1 / len(records))
     counts = {l: given_labels.count(l) for l in given_labels}
     for e in ("positive", "negative"):  # the same action units and emotion weigh the same
         for a in ("4", "20"):
@@ -65,7 +68,16 @@ def test_weights_raise_the_rare(given_labels, power):
 
 def test_a_rare_unit_is_drawn_more_often():
     records = [dict(tasks=["describe"], aus="4" if i else "20", emotion="negative") for i in range(16)]
-    assert S.sample_weights(records, .5)[0] == pytest.approx(4 / (4 + 15 * (16 / 15) ** .5)) and S.sample_weights(records, 1)[0] == pytest.approx(.5)
+    assert S.sample_weights(records, powers(.5))[0] == pytest.approx(4 / (4 + 15 * (16 / 15) ** .5)) and S.sample_weights(records, powers(1))[0] == pytest.approx(.5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(labels, st.floats(0, 1), st.floats(0, 1))
+def test_no_emotion_comes_more_often_for_its_units(given_labels, units, power):
+    records = [dict(tasks=["describe"], aus=a, emotion=e) for a, e in given_labels]
+    w, found = S.sample_weights(records, {"tasks": .5, "aus": units, "emotions": power}), [e for _, e in given_labels]
+    share = {e: (found.count(e) / len(found)) ** (1 - power) for e in set(found)}
+    for e in share: assert sum(x for x, f in zip(w, found) if f == e) == pytest.approx(share[e] / sum(share.values()))
 
 
 @settings(max_examples=40, deadline=None)
