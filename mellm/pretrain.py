@@ -389,8 +389,9 @@ def run_sweep(plan: Plan, out: Path, data: tuple, held: tuple) -> None:
     for size in CANDIDATES:
         run = Run(replace(plan, size=size), out / f"sweep_{size}")
         train(run, data)
-        late = [r["speak"] for r in run.log if "speak" in r][-8:]
-        rows.append(dict(size=size, parameters=sum(p.numel() for p in run.model.parameters()), minutes=round(run.spent / 60, 1), steps=run.step, speak=round(float(np.mean(late)), 4), **measure(run, held)))
+        late = run.log[-max(1, len(run.log) // 10):]
+        rows.append(dict(size=size, parameters=sum(p.numel() for p in run.model.parameters()), minutes=round(run.spent / 60, 1), steps=run.step,
+                         **{k: round(float(np.mean([r[k] for r in late if k in r])), 5) for k in ("what", "where", "speak")}, **measure(run, held)))
         print(rows[-1], file=sys.stderr, flush=True)
     (out / "sweep.json").write_text(json.dumps(rows, indent=1))
 
