@@ -127,6 +127,7 @@ def save_model(folder: Path, model, tokenizer) -> None:
     import copy
     import torch
     model = copy.deepcopy(model).to(torch.float16)
+    for part in (model.config.text_config, model.config.vision_config): part.dtype = torch.float16
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
 

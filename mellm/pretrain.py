@@ -42,21 +42,15 @@ def quarters(grids: np.ndarray,  # (B, 16, 16, 2) relative motion of the patches
     return grids.reshape(b, n, 2, n, 2, 2).transpose(0, 1, 3, 2, 4, 5).reshape(b * n * n, 8)
 
 # %% ../nbs/03b_pretrain.ipynb #9cda8d39
-def _noise(rng: np.random.Generator, side: int, rows: int, columns: int) -> np.ndarray:
-    "Smooth noise of unit spread with so many knots, (side, side)."
-    return cv2.resize(rng.normal(0, 1, (rows, columns)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC)
-
-
 def shade(images,                    # (B, S, S, 3) uint8 array
           rng: np.random.Generator,
           most: float = 40           # largest spread of the noise, grey levels
           ) -> np.ndarray:
-    "The pictures on another skin and in another light: a gain, smooth grey noise at three scales, and in half of them sharp spots or strands, each by lot."
+    "The pictures on another skin and in another light: smooth grey noise at three scales and a gain, each by lot."
     out = []
     for image in images:
         side, gain = image.shape[0], rng.uniform(.75, 1.1)
-        noise = sum(rng.uniform(0, most / 3) * _noise(rng, side, n, n) for n in (4, 14, 56))
-        if rng.random() < .5: noise += rng.choice((-1, 1)) * rng.uniform(.25, 1) * most * (_noise(rng, side, *rng.choice((6, 14, 36, 90), 2)) > rng.uniform(.2, 1.5))
+        noise = sum(cv2.resize(rng.normal(0, rng.uniform(0, most / 3), (n, n)).astype(np.float32), (side, side), interpolation=cv2.INTER_CUBIC) for n in (4, 14, 56))
         out.append(np.clip(gain * image + noise[..., None], 0, 255).astype(np.uint8))
     return np.stack(out)
 
@@ -99,39 +93,15 @@ def _read(rng: np.random.Generator) -> tuple[str, str]:
     names = words.name_regions([r.region for r in seen.itertuples() if words.face_direction(r.region, r.direction) == way])
     return f"Read: {text} What moves {way}?", f"The {words.and_(names)}."
 
-# %% ../nbs/03b_pretrain.ipynb #99fe82d6
-def _rules(rng: np.random.Generator, motions: dict[tuple[str, str], str]) -> tuple[dict, dict]:
-    "Rules by lot, unit -> motions (names of regions, direction): those that some of `motions` (-> region) fulfil, and those that none does."
-    units = [int(a) for a in rng.choice(UNITS, 6, replace=False)]
-    order, wrong = [list(motions)[i] for i in rng.permutation(len(motions))], {}
-    held = {u: [m] for u, m in zip(units, order[:rng.integers(1, 4)])}
-    if len(held) < len(order) and rng.random() < .3: held[units[0]].append(order[len(held)])
-    for u in units[3:3 + rng.integers(1, 4)]:
-        (name, _), region = list(motions.items())[rng.integers(len(motions))]
-        if rng.random() < .5: name, = words.name_regions([region := str(rng.choice(measures.SPOKEN))])
-        wrong[u] = [(name, str(rng.choice([w for o in facs.DIRECTIONS if (name, w := words.face_direction(region, o)) not in motions])))]
-    return held, wrong
-
-
-def _reasoned(rng: np.random.Generator) -> tuple[str, str]:
-    "Rules that hold in this drill only, and a text: which units the motions show, and the line that sums up."
-    seen = _made_up(rng)
-    motions = {(words.name_regions([r.region, words.twin(r.region)] if both else [r.region])[0], words.face_direction(r.region, r.direction)): r.region for r, both in words.paired(seen)}
-    held, wrong = _rules(rng, motions)
-    rules = [f"AU{u}: {words.and_([f'{name} {way}' for name, way in rule])}." for u, rule in {**held, **wrong}.items()]
-    reason = words.reasoning([words.clause([name for name, _ in held[u]], u) for u in sorted(held)])
-    return f"Rules: {' '.join(rng.permutation(rules))} Look: {' '.join(words.look(seen, most=99))}", f"{reason}\nConclude: {words.conclusion(tuple(sorted(held)), None)}."
-
 # %% ../nbs/03b_pretrain.ipynb #a91126ee
 def drill(rng: np.random.Generator) -> tuple[str, str]:
-    "A question about words alone: a FACS name or number, the class of an emotion word, a text to read, rules to follow, or a phrase to repeat."
-    kind, au = rng.integers(12), facs.ACTION_UNITS[int(rng.choice(UNITS))]
+    "A question about words alone: a FACS name or number, the class of an emotion word, a text to read, or a phrase to repeat."
+    kind, au = rng.integers(9), facs.ACTION_UNITS[int(rng.choice(UNITS))]
     if kind == 0: return f"What is AU{au.number} called?", f"{au.name.capitalize()}."
     if kind == 1: return f"Which action unit is the {au.name}?", f"AU{au.number}."
     if kind < 5: return _read(rng)
-    if kind < 8: return _reasoned(rng)
     coarse, fine = _emotion(rng)
-    if kind == 8: return f"Is {fine} negative, positive or surprise?", f"{(coarse or 'others').capitalize()}."
+    if kind == 5: return f"Is {fine} negative, positive or surprise?", f"{(coarse or 'others').capitalize()}."
     phrase = _phrase(rng)
     return f"Repeat: {phrase}", phrase
 
@@ -337,10 +307,10 @@ def perceived(asked: pd.DataFrame) -> dict:
 
 # %% ../nbs/03b_pretrain.ipynb #7f86ac48
 def literacy(model, tokenizer, n: int = 120, seed: int = 78) -> dict[str, float]:
-    "The share of `n` drills without a picture that are answered word for word, by kind: names, numbers, classes, reading, reasoning, repeating."
+    "The share of `n` drills without a picture that are answered word for word, by kind: names, numbers, classes, reading, repeating."
     import torch
     rng, rows = np.random.default_rng(seed), []
-    kinds = {"What": "names", "Which": "numbers", "Is": "classes", "Read:": "reading", "Rules:": "reasoning", "Repeat:": "repeating"}
+    kinds = {"What": "names", "Which": "numbers", "Is": "classes", "Read:": "reading", "Repeat:": "repeating"}
     for question, answer in (drill(rng) for _ in range(n)):
         text = tokenizer.apply_chat_template(words.conversation([(question, None)], picture=False)[1:], tokenize=False, add_generation_prompt=True)
         ids = tokenizer(text, return_tensors="pt").to(model.device)
@@ -349,26 +319,27 @@ def literacy(model, tokenizer, n: int = 120, seed: int = 78) -> dict[str, float]
     return pd.DataFrame(rows, columns=["kind", "right"]).groupby("kind").right.mean().round(3).to_dict()
 
 # %% ../nbs/03b_pretrain.ipynb #9fe54aea
-def history(run: Run) -> dict:
-    "Steps, minutes and curve of a run together with those of the runs whose weights it went on from, and the plans of these (`before`)."
+def history(run: Run, pictures_made: int) -> dict:
+    "Pictures, steps, minutes and curve of a run together with those of the runs whose weights it went on from, and the plans of these (`before`)."
     card = Path(run.plan.start) / "card.json"
     old = json.loads(card.read_text()) if run.plan.start and card.is_file() else dict(steps=0, minutes=0., curve=[])
     curve = [dict(row, step=row["step"] + old["steps"], minutes=round(row["minutes"] + old["minutes"], 2)) for row in run.log[::4]]
     before = [*old.get("before", []), *([old["plan"]] if "plan" in old else [])]
-    return dict(steps=old["steps"] + run.step, minutes=round(old["minutes"] + run.spent / 60, 1), before=before, curve=old["curve"] + curve)
+    return dict(pictures=max(old.get("pictures", 0), pictures_made),  # shards are counted from 0, so the fewer are among the more
+                steps=old["steps"] + run.step, minutes=round(old["minutes"] + run.spent / 60, 1), before=before, curve=old["curve"] + curve)
 
 
 def write_card(run: Run, seen: dict, pictures_made: int, sweep: list[dict] | None = None, read: dict | None = None) -> None:
     "card.json (configuration, curve, perception, literacy, sweep of sizes) and a short README.md beside the weights."
-    count, past = sum(p.numel() for p in run.model.parameters()), history(run)
+    count, past = sum(p.numel() for p in run.model.parameters()), history(run, pictures_made)
     plan = asdict(run.plan) | dict(start=Path(run.plan.start).name)
-    card = dict(plan=plan, sizes=run.sizes, parameters=count, device=str(run.device), pictures=pictures_made, perception=seen, literacy=read or {}, sweep=sweep or []) | past
+    card = dict(plan=plan, sizes=run.sizes, parameters=count, device=str(run.device), perception=seen, literacy=read or {}, sweep=sweep or []) | past
     (run.out / "card.json").write_text(json.dumps(card, indent=1))
     runs = f" in {len(past['before']) + 1} runs, each from the weights of the one before" if past["before"] else ""
     (run.out / "README.md").write_text(f"""# mellm nano: the embedded base model
 
 Qwen2.5-VL architecture, {count:,} parameters, trained from nothing by `python -m mellm.pretrain` (configuration, loss curve and sweep of sizes: card.json).
-Data: {pictures_made:,} synthetic color maps of {pictures_made // 16:,} drawn subjects; no photograph, no licensed corpus. {past['steps']:,} steps, {past['minutes']:.0f} minutes on {run.device}{runs}.
+Data: {past['pictures']:,} synthetic color maps of {past['pictures'] // 16:,} drawn subjects; no photograph, no licensed corpus. {past['steps']:,} steps, {past['minutes']:.0f} minutes on {run.device}{runs}.
 It answers questions about *motion*: on {seen['questions']} questions about held-out synthetic subjects (half of them about a region that moves) the named direction is right in
 {100 * seen['right']:.1f} %, within 45 degrees in {100 * seen['near']:.1f} % (always giving the most frequent answer: {100 * seen['most_frequent']:.1f} %). It was not taught what action units or emotions look like.
 Limits: frontal faces cropped as `mellm.faces.crop_face` crops them, 224×224 color maps of style v1, English, and the few hundred words of `mellm.words`.

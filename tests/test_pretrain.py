@@ -28,27 +28,6 @@ def test_made_up_motions_name_each_region_once(seed):
 
 
 @given(seeds)
-def test_made_up_rules_lead_to_what_is_said(seed):
-    question, answer = P._reasoned(np.random.default_rng(seed))
-    rules, text = question.removeprefix("Rules: ").split(" Look: ")
-    held = {}
-    for rule in rules.rstrip(".").split(". "):
-        unit, motions = rule.removeprefix("AU").split(": ")
-        ways = sorted({words.face_direction(r, d) for r in P.measures.SPOKEN for d in facs.DIRECTIONS}, key=len, reverse=True)
-        parts, rest = [], motions
-        while rest:  # "inner brows up and chin down", from behind
-            way = next(w for w in ways if rest.endswith(f" {w}"))
-            name = next(n for n in sorted({n for r in P.measures.SPOKEN for n in words.name_regions([r]) + words.name_regions([r, words.twin(r)] if words.twin(r) else [r])}, key=len, reverse=True)
-                        if rest.removesuffix(f" {way}").endswith(n))
-            parts.append((name, way))
-            rest = rest.removesuffix(f" {way}").removesuffix(name).removesuffix(" and ")
-        held[int(unit)] = [f"{'Both' if n.endswith('s') else 'The'} {n} {'move' if n.endswith('s') else 'moves'} {w}," in text for n, w in parts]
-    true = {u for u, h in held.items() if all(h)}
-    assert true and all(not any(h) for u, h in held.items() if u not in true)
-    assert answer.endswith(f"Conclude: AU{facs.format_aus(tuple(sorted(true)))}.") and all(answer.count(f"AU{u} (") == (u in true) for u in held)
-
-
-@given(seeds)
 def test_words_of_emotion_keep_to_their_class(seed):
     coarse, fine = P._emotion(np.random.default_rng(seed))
     assert coarse in (*EMOTIONS3, None) and emotion3(fine) == coarse
@@ -115,14 +94,14 @@ def test_a_run_goes_on_from_weights_and_keeps_their_history(tmp_path):
     old.out.mkdir()
     nano.save_model(old.out, old.model, old.tok)
     seen = dict(questions=1, right=1., near=1., most_frequent=1.)
-    P.write_card(old, seen, 160)
+    P.write_card(old, seen, 320)
     new = P.Run(P.Plan(size="small", start=str(old.out), see=0.), tmp_path / "new", "cpu")
     assert all(torch.allclose(a, b, atol=1e-3) for a, b in zip(old.model.state_dict().values(), new.model.state_dict().values()))
     new.out.mkdir()
     new.spent, new.step, new.log = 60., 25, [dict(step=25, minutes=1., speak=2.)]
     P.write_card(new, seen, 160)
     card = json.loads((new.out / "card.json").read_text())
-    assert card["steps"] == 75 and card["minutes"] == 3. and [row["step"] for row in card["curve"]] == [25, 75]
+    assert card["steps"] == 75 and card["pictures"] == 320 and card["minutes"] == 3. and [row["step"] for row in card["curve"]] == [25, 75]
     assert len(card["before"]) == 1 and card["plan"]["start"] == "old" and str(tmp_path) not in (new.out / "card.json").read_text()
     assert "in 2 runs" in (new.out / "README.md").read_text() and "runs" not in (old.out / "README.md").read_text()
     images = np.zeros((1, 224, 224, 3), np.uint8)
@@ -136,7 +115,7 @@ def test_weights_of_another_size_are_refused(tmp_path):
 
 def test_literacy_knows_all_kinds():
     scores = P.literacy(nano.load_model().eval(), nano.load_processor().tokenizer, 12)
-    assert set(scores) <= {"names", "numbers", "classes", "reading", "reasoning", "repeating"} and all(0 <= v <= 1 for v in scores.values())
+    assert set(scores) <= {"names", "numbers", "classes", "reading", "repeating"} and all(0 <= v <= 1 for v in scores.values())
 
 
 @given(seeds)
@@ -146,5 +125,5 @@ def test_shade_keeps_shape_and_leaves_the_colors(seed):
     image[0, 20:30, 20:30] = (168, 108, 108)
     out = P.shade(image, rng).astype(int)
     assert out.shape == image.shape and P.shade(image, rng, 0).std((1, 2)).max() < 20
-    differs = (out[0, 20:30, 20:30, 0] - out[0, 20:30, 20:30, 1])[out[0, 20:30, 20:30, 0] < 255]  # not where the light is too strong
+    differs = out[0, 20:30, 20:30, 0] - out[0, 20:30, 20:30, 1]
     assert (differs > 40).all() and np.ptp(out[0, :20, :20], axis=-1).max() == 0
