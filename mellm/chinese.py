@@ -52,7 +52,7 @@ def reasons(seen: pd.DataFrame, aus: tuple[int, ...]) -> list[str]:
     said = []
     for au, regions in words.evidence(seen, aus).items():
         unit, keys = f"AU{au}（{au_name(au)}）", set(regions)
-        names = list(dict.fromkeys(region_name(r, {f"left_{r.partition('_')[2]}", f"right_{r.partition('_')[2]}"} <= keys) for r in regions))
+        names = list(dict.fromkeys(region_name(r, words.twin(r) in keys) for r in regions))
         said.append(f"{'、'.join(names)}表明{unit}" if names else f"{unit}不可见")
     return said
 

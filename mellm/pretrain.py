@@ -165,9 +165,12 @@ class Plan:
     lr: float = 1e-3
     shards: int = 48          # of 160 pictures each, 10 subjects a shard
     size: str = "medium"      # of CANDIDATES
-    start: str = ""           # folder of weights to go on from; "": from nothing
+    start: str = ""           # folder of weights to go on from, by speaking alone; "": from nothing
     seed: int = 0
     workers: int = 0
+
+    def __post_init__(self):
+        if self.start: self.see = 0.  # what sees was trained already, and the head that would tell was not kept
 
 # %% ../nbs/03b_pretrain.ipynb #0394fd7c
 def optimizers(model, head, lr: float) -> list:

@@ -63,9 +63,7 @@ def name_regions(regions: list[str]  # region keys
     "Region keys as they stand in a sentence, in their order; two sides of one part become `mouth corners`."
     names, keys = [], set(regions)
     for key in regions:
-        side, _, base = key.partition("_")
-        both = side in ("left", "right") and {f"left_{base}", f"right_{base}"} <= keys
-        name = f"{base.replace('_', ' ')}s" if both else facs.region_name(key)
+        name = f"{key.partition('_')[2].replace('_', ' ')}s" if twin(key) in keys else facs.region_name(key)
         if name not in names: names.append(name)
     return names
 
