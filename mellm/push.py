@@ -61,7 +61,7 @@ def study_toml(study: Study) -> str:
     lines = ["# The settings of this training. The corpus is named with root = \"…\" on your machine."]
     for f in dataclasses.fields(study):
         value = base_name(study.model) if f.name == "model" else getattr(study, f.name)
-        if value is not None and f.name not in AT_HOME: lines.append(f"{f.name} = {json.dumps(value, ensure_ascii=False)}")
+        if value is not None and f.name not in AT_HOME: lines.append(f"{f.name} = {json.dumps(value, ensure_ascii=False)}".replace("\x7f", "\\u007f"))  # TOML escapes DEL, JSON does not
     return "\n".join(lines) + "\n"
 
 # %% ../nbs/03g_push.ipynb #125e4259

@@ -5,7 +5,7 @@ import os
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from mellm import explainer, push as P
 from mellm.bases import ModelError
@@ -155,6 +155,7 @@ def test_synthetic_scores_are_called_so():
 
 @settings(max_examples=25, deadline=None)
 @given(epochs=st.integers(1, 99), rate=st.floats(0, 1), seed=st.integers(0, 2**32 - 1), revision=st.none() | st.text(min_size=1).filter(str.strip))
+@example(epochs=1, rate=0., seed=0, revision="\x7f")
 def test_settings_are_read_back(tmp_path_factory, epochs, rate, seed, revision):
     study, file = Study(epochs=epochs, learning_rate=rate, seed=seed, revision=revision), tmp_path_factory.mktemp("toml") / "study.toml"
     file.write_text(P.study_toml(study), encoding="utf-8")
