@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 
 # %% auto #0
-__all__ = ['RESAMPLES', 'LEVEL', 'MIN_SUBJECTS', 'SCORES', 'uf1', 'uar', 'accuracy', 'au_scores', 'count', 'class_f1', 'macro_f1',
-           'macro_recall', 'micro_f1', 'hit_rate', 'resample', 'bootstrap_ci', 'mean_score', 'words', 'right_answer',
-           'rouge_l', 'summary', 'au_table']
+__all__ = ['RESAMPLES', 'LEVEL', 'MIN_SUBJECTS', 'SCORES', 'uf1', 'uar', 'accuracy', 'weighted_f1', 'au_scores', 'count',
+           'class_f1', 'macro_f1', 'macro_recall', 'micro_f1', 'hit_rate', 'weighted_mean_f1', 'resample',
+           'bootstrap_ci', 'mean_score', 'words', 'right_answer', 'rouge_l', 'summary', 'au_table']
 
 # %% ../nbs/04a_metrics.ipynb #e492f789
 def _checked(truth: Sequence, predicted: Sequence, labels: Sequence[str] | None) -> tuple[list, list, list]:
@@ -50,6 +50,13 @@ def accuracy(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequ
     from sklearn.metrics import accuracy_score
     return float(accuracy_score(*_checked(truth, predicted, labels)[:2]))
 
+
+def weighted_f1(truth: Sequence[str], predicted: Sequence[str | None], labels: Sequence[str] | None = None) -> float:
+    "F1 of the classes of the truth, averaged with their numbers of clips as weights. Raises `ValueError`."
+    from sklearn.metrics import f1_score
+    truth, predicted, classes = _checked(truth, predicted, labels)
+    return float(f1_score(truth, predicted, labels=classes, average="weighted", zero_division=0))
+
 # %% ../nbs/04a_metrics.ipynb #e440bb00
 def _indicators(sets: Sequence, labels: Sequence) -> np.ndarray:
     "(N, K) bool: whether each of N sets has each of K labels; None and missing values are empty sets."
@@ -68,16 +75,17 @@ def _au_labels(truth: Sequence, predicted: Sequence) -> list[int]:
 # %% ../nbs/04a_metrics.ipynb #6c456492
 def au_scores(truth: Sequence,     # set of AU numbers of each clip, never empty
               predicted: Sequence  # set of AU numbers; None where the answer could not be parsed
-              ) -> dict: # macro, micro, exact, and f1: {AU of the truth: F1}
-    "F1 of action units: macro over those that occur in the truth, micro, exact match, and each. Raises `ValueError`."
-    from sklearn.metrics import accuracy_score, f1_score
+              ) -> dict: # macro, micro, exact, jaccard, and f1: {AU of the truth: F1}
+    "F1 of action units: macro over those that occur in the truth, micro, exact match, mean Jaccard index, and each. Raises `ValueError`."
+    from sklearn.metrics import accuracy_score, f1_score, jaccard_score
     truth, predicted = list(truth), list(predicted)
     labels = _au_labels(truth, predicted)
     t, p = (np.pad(_indicators(sets, labels), ((0, 0), (0, 1))) for sets in (truth, predicted))
     f1 = f1_score(t, p, average=None, zero_division=0)
     each = {label: float(f1[k]) for k, label in enumerate(labels) if t[:, k].any()}
     micro = f1_score(t, p, average="micro", labels=range(len(labels)), zero_division=0)
-    return dict(macro=float(np.mean(list(each.values()))), micro=float(micro), exact=float(accuracy_score(t, p)), f1=each)
+    overlap = jaccard_score(t, p, average="samples", zero_division=0)
+    return dict(macro=float(np.mean(list(each.values()))), micro=float(micro), exact=float(accuracy_score(t, p)), jaccard=float(overlap), f1=each)
 
 # %% ../nbs/04a_metrics.ipynb #67c34b0b
 def count(truth: Sequence,     # set of labels of each of N clips
@@ -118,6 +126,11 @@ def hit_rate(counts): # (…, 3, K) -> (…)
     "Share of the true labels that were found: accuracy, where every clip has one label."
     tp, _, fn = np.moveaxis(counts.sum(-1), -1, 0)
     return _ratio(tp, tp + fn)
+
+def weighted_mean_f1(counts): # (…, 3, K) -> (…)
+    "F1 of the classes, weighted by how often each is true, from counts."
+    often = counts[..., 0, :] + counts[..., 2, :]
+    return _ratio((np.nan_to_num(class_f1(counts)) * often).sum(-1), often.sum(-1))
 
 # %% ../nbs/04a_metrics.ipynb #2a4eadcc
 RESAMPLES, LEVEL = 1000, .95  # of every interval in the study
@@ -196,7 +209,7 @@ def rouge_l(truth: Sequence[str],      # N reference texts
     return np.array([scorer.score(t, s if isinstance(s, str) else "")["rougeL"].fmeasure for t, s in zip(truth, said)])
 
 # %% ../nbs/04a_metrics.ipynb #5e0370a4
-SCORES = {"uf1": "UF1", "uar": "UAR", "accuracy": "accuracy", "au_macro": "AU F1 macro", "au_micro": "AU F1 micro", "au_exact": "AU exact",
+SCORES = {"uf1": "UF1", "uar": "UAR", "accuracy": "accuracy", "weighted_f1": "weighted F1", "au_macro": "AU F1 macro", "au_micro": "AU F1 micro", "au_exact": "AU exact", "au_jaccard": "AU Jaccard",
           "fine_uf1": "fine UF1", "motion": "motion questions", "rouge_l": "ROUGE-L", "unparsable": "unparsable"}
 
 
@@ -231,11 +244,12 @@ def _scored(predictions) -> dict: # score -> (function of counts, counts (N, 3, 
     emotion = count([{e} for e in faces.emotion], [{e} for e in faces.emotion_pred.map(lambda e: e if _is_word(e) else "")], classes)
     unit = count(list(units.aus), list(units.aus_pred), aus)
     exact = _yes(_is_set(p) and set(p) == set(t) for t, p in zip(units.aus, units.aus_pred))
+    overlap = [len(set(t) & set(p)) / len(set(t) | set(p)) if _is_set(p) else 0. for t, p in zip(units.aus, units.aus_pred)]
     both = pd.concat([~faces.emotion_pred.map(_is_word).astype(bool), ~units.aus_pred.map(_is_set).astype(bool)]).groupby(level=0).any()
     owner = pd.concat([faces.who, units.who]).groupby(level=0).first()
-    return {"uf1": (macro_f1, emotion, faces.who), "uar": (macro_recall, emotion, faces.who), "accuracy": (hit_rate, emotion, faces.who),
+    return {"uf1": (macro_f1, emotion, faces.who), "uar": (macro_recall, emotion, faces.who), "accuracy": (hit_rate, emotion, faces.who), "weighted_f1": (weighted_mean_f1, emotion, faces.who),
             "au_macro": (macro_f1, unit, units.who), "au_micro": (micro_f1, unit, units.who), "au_exact": (hit_rate, exact, units.who),
-            "unparsable": (hit_rate, _yes(both), owner)}
+            "au_jaccard": (_mean, _sums(overlap, units.who)[0], units.who), "unparsable": (hit_rate, _yes(both), owner)}
 
 # %% ../nbs/04a_metrics.ipynb #83727097
 def _spoken(predictions, n: int = RESAMPLES, seed: int = 0) -> dict:
@@ -257,7 +271,7 @@ def summary(predictions,           # rows or a DataFrame with corpus, subject, e
     "All scores of one method with 95 % intervals; value None where no clip has the annotation. Raises `ValueError`."
     (faces, units), scored, values = _annotated(predictions), _scored(predictions), {}
     if len(faces):
-        values |= {name: fn(faces.emotion, faces.emotion_pred) for name, fn in (("uf1", uf1), ("uar", uar), ("accuracy", accuracy))}
+        values |= {name: fn(faces.emotion, faces.emotion_pred) for name, fn in (("uf1", uf1), ("uar", uar), ("accuracy", accuracy), ("weighted_f1", weighted_f1))}
     if len(units): values |= {f"au_{name}": value for name, value in au_scores(units.aus, units.aus_pred).items() if name != "f1"}
     if len(faces) or len(units): values["unparsable"] = float(hit_rate(scored["unparsable"][1].sum(0)))
     result = {}
