@@ -27,9 +27,9 @@ from .synth import RECIPES
 from .study import _atomic
 
 # %% auto #0
-__all__ = ['NEGATIVE', 'PORTION', 'UNITS', 'KS', 'Dials', 'sample_units', 'sample_face', 'sample_field', 'sample_flow',
-           'make_motion', 'motion_net', 'train_start', 'start_file', 'load_start', 'fit_synthetic_only', 'fit_tuned',
-           'transfer_methods', 'curve_folds', 'transfer_table', 'plot_transfer']
+__all__ = ['NEGATIVE', 'PORTION', 'UNITS', 'GROUPS', 'KS', 'Dials', 'sample_units', 'sample_face', 'sample_field', 'sample_flow',
+           'make_motion', 'motion_net', 'train_start', 'shared_motion', 'start_file', 'load_start',
+           'fit_synthetic_only', 'fit_tuned', 'transfer_methods', 'curve_folds', 'transfer_table', 'plot_transfer']
 
 # %% ../nbs/04e_transfer.ipynb #bf9cdd77
 @dataclass(frozen=True)
@@ -180,7 +180,13 @@ def train_start(samples: Samples, seed: int = 0, epochs: int = 4, batch: int = 6
         adam.step(), plan.step()
     return net.eval()
 
-# %% ../nbs/04e_transfer.ipynb #de5ae3d0
+# %% ../nbs/04e_transfer.ipynb #86ea536e
+@lru_cache(maxsize=1)
+def shared_motion(n: int, dials: Dials = Dials(), workers: int = 0) -> Samples:
+    "`make_motion`, kept for the next start of this process."
+    return make_motion(n, dials=dials, workers=workers)
+
+
 def _print_of(*parts) -> str: return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -190,7 +196,7 @@ def start_file(folder: Path, seed: int = 0, n: int = 20_000, dials: Dials = Dial
     from mellm import transfer
     file = Path(folder) / "start" / f"{_print_of(seed, n, repr(dials), inspect.getsource(transfer.train_start), inspect.getsource(transfer.motion_net), inspect.getsource(transfer._clips), inspect.getsource(transfer.sample_field))}.safetensors"
     if not file.is_file():
-        net = train_start(make_motion(n, dials=dials, workers=workers), seed)
+        net = train_start(shared_motion(n, dials, workers), seed)
         _atomic(file, lambda part: save_file({k: v.contiguous() for k, v in net.state_dict().items()}, part))
     return file
 
@@ -239,11 +245,12 @@ def transfer_methods(start: str | Path) -> dict[str, Method]: # name -> record
             "from synthetic": Method("motion net, from the synthetic start", planes, partial(fit_tuned, str(start), 20, 3e-4), "this study", f"{tuned}, 20 epochs at 3e-4 from the start", chance=True),
             "from scratch": Method("motion net, from scratch", planes, partial(fit_tuned, None, 40, 2e-3), "this study", f"{tuned}, 40 epochs at 2e-3", chance=True)}
 
-# %% ../nbs/04e_transfer.ipynb #e2b133e1
-KS = (0, 4, 8, 16, 32, None) # real people in the training; None: all
+# %% ../nbs/04e_transfer.ipynb #5f4a640d
+GROUPS = 10 # of people that are tested in turn, where leave-one-subject-out would take too long
+KS = (0, 4, 16, None) # real people in the training; None: all
 
 
-def curve_folds(clips: pd.DataFrame, k: int | None, groups: int = 10, seed: int = 0) -> list:
+def curve_folds(clips: pd.DataFrame, k: int | None, groups: int = GROUPS, seed: int = 0) -> list:
     "The folds of `kfold`, with clips of only `k` people in each training part."
     from mellm.protocols import Fold, check_folds, kfold, people
     who, out = people(clips), []

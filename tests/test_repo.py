@@ -16,7 +16,8 @@ NOTEBOOKS = sorted((HOME / "nbs").glob("*.ipynb"))
 MODULES = sorted(p for p in (HOME / "mellm").glob("*.py") if not p.name.startswith("_"))
 # The floors of the house, from the ground up: a module imports only from modules that stand before it.
 FLOORS = ("study plots aucode facs labels faces anatomy portrait motion capture layouts synth sheets folders codes rows apex megc corpora protocols data meflow flow flowbench flowchecks flowtrain measures styles batch colormap throughput mirror words answers "
-          "chinese instructions formats rewrite nano pictures pretrain bases tiny sampling finetune scale predict explainer push metrics baselines eval strategies analysis cli tools").split()
+          "chinese instructions formats rewrite nano pictures pretrain bases tiny sampling finetune scale predict explainer push metrics compare vqascores baselines samples descriptors networks methods folds endpoints models serving zeroshot eval strategies "
+          "transfer motionllm real crosscorpus findclips challenge pairs analysis cli tools evaluate").split()
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|Users|root|work|tmp|var/folders)/[\w.~-]|(?<![\w.])/root\b|[A-Z]:\\\\Users\\\\")
 
 
