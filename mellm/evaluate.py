@@ -83,7 +83,7 @@ def crosscorpus_command(config: Path = typer.Option(None, "--study", metavar="FI
         except CorpusError as missing: everyone = made; typer.echo(f"note: {missing}", err=True)
         _print(cc.cross_matrix(everyone, folder, workers=workers).round(2), "UF1 of a flow histogram with an SVM: trained on the row, tested on the column; leave-one-subject-out on the diagonal.")
 
-# %% ../nbs/05c_evaluate.ipynb #2117b317
+# %% ../nbs/05c_evaluate.ipynb #27cbaad8
 @app.command("zeroshot", short_help="Ask a general multimodal model about a study's test clips.")
 def zeroshot_command(
     row: str = typer.Argument(None, help="Row of the table, such as gpt-4o or qwen2.5-vl; without one, the table is printed."),
@@ -91,7 +91,7 @@ def zeroshot_command(
     prompts: list[str] = typer.Option(None, "--prompt", help="frames, colormap or regions; may be given several times (default: all three)."),
     limit: int = typer.Option(None, "--limit", help="Ask about the first so many clips only."),
     requests: int = typer.Option(None, "--budget", metavar="N", help="Most requests to send."),
-    prices: tuple[float, float] = typer.Option((None, None), "--prices", metavar="IN OUT", help="Price of a million tokens asked and answered, to report the cost."),
+    prices: str = typer.Option(None, "--prices", metavar="IN,OUT", help="Price of a million tokens asked and answered, to report the cost."),
     per_minute: float = typer.Option(None, "--per-minute", help="Most requests a minute."),
 ):
     "Fill a row of the zero-shot comparison, or print the table. Answers are kept: a second run asks nothing, an interrupted one goes on."
@@ -101,7 +101,9 @@ def zeroshot_command(
         study = Study.load(config)
         if unknown := sorted(set(prompts or ()) - set(PROMPTS)): raise StudyError(f"--prompt {unknown[0]}: choose from {', '.join(PROMPTS)}.")
         if row is not None:
-            cost = prices if prices and prices[0] is not None else None
+            try: cost = tuple(float(p) for p in prices.split(",")) if prices else None
+            except ValueError: cost = ()
+            if cost is not None and len(cost) != 2: raise StudyError(f"--prices {prices}: give two numbers with a comma, such as 2.5,10.")
             _print(zeroshot(study, row, tuple(prompts or PROMPTS), limit, Budget(requests=requests), cost, per_minute).dropna(axis=1, how="all"), "\n")
         table = zeroshot_table(study)
         _print(table, table.attrs["note"])
