@@ -71,8 +71,8 @@ def fit_majority(x, twin, y, seed: int = 0) -> Callable:
     share = np.bincount(y, minlength=len(EMOTIONS3)) / len(y)
     return lambda a, b: np.repeat(share[None], len(a), 0)
 
-# %% ../nbs/04bd_methods.ipynb #1e50cbce
-NETS = {"off_apexnet": Recipe(epochs=24, batch=64), "ststnet": Recipe(epochs=60, batch=64), "rcn": Recipe(epochs=20, batch=64), "resnet": Recipe(epochs=20, batch=64)}
+# %% ../nbs/04bd_methods.ipynb #fa021f49
+NETS = {"off_apexnet": Recipe(epochs=16, batch=64), "ststnet": Recipe(epochs=60, batch=64), "rcn": Recipe(epochs=12, batch=64), "resnet": Recipe(epochs=12, batch=64)}
 
 
 def _words(recipe: Recipe) -> str: return f"Adam {recipe.rate:g}, {recipe.epochs} epochs in batches of {recipe.batch}, balanced loss, mirrored with even chance"
