@@ -62,7 +62,7 @@ def score_row(samples: Samples, scores: np.ndarray # of `run_seeds`
     return dict(uf1=whole["uf1"]["value"], low=whole["uf1"]["low"], high=whole["uf1"]["high"], uar=whole["uar"]["value"], seeds=len(scores),
                 uf1_mean=float(np.mean(uf1s)), uf1_sd=float(np.std(uf1s)), uar_mean=float(np.mean(uars)), **by)
 
-# %% ../nbs/04f_real.ipynb #a9c489d9
+# %% ../nbs/04f_real.ipynb #c5f8cd93
 ROWS = (*(m for m in METHODS if m != "rcn"), "synthetic only", "from synthetic", "eyes", "mellm") # of the table, in order
 
 
@@ -80,7 +80,7 @@ def table_methods(folder: Path, workers: int = 0, names: Sequence[str] | None = 
 
 def run_table(samples: Samples, folder: Path, methods: dict | None = None, workers: int = 0) -> pd.DataFrame: # a row a method: `score_row`, name, seconds, published
     "The real table; folds that are kept are read. Writes table.csv into the folder."
-    rows, said = [], {}
+    rows, kept = [], {}
     for name, (what, grouped) in (methods if methods is not None else table_methods(folder, workers)).items():
         record = METHODS[what] if isinstance(what, str) else what[0]
         published = PUBLISHED.get(name)
@@ -89,10 +89,13 @@ def run_table(samples: Samples, folder: Path, methods: dict | None = None, worke
             folds = kfold(samples.clips, GROUPS, 0) if grouped else composite(samples.clips)
             start = time.perf_counter()
             scores = np.stack([run_method(w, samples, folds, folder, seed, workers) for seed, w in enumerate(what)]) if not isinstance(what, str) else run_seeds(what, samples, folder, folds, workers)
-            said[name] = decide(scores)
+            kept[name] = scores
             row |= score_row(samples, scores) | dict(seconds=time.perf_counter() - start)
         rows.append(row)
-    table = pd.DataFrame(rows)
+    if {"eyes", "mellm"} <= set(kept):
+        kept["together"] = (kept["eyes"] + kept["mellm"]) / 2
+        rows.append(dict(method="together", name="MELLM, words and eyes together", protocol=f"{GROUPS} groups", published="", seconds=0.) | score_row(samples, kept["together"]))
+    table, said = pd.DataFrame(rows), {name: decide(scores) for name, scores in kept.items()}
     write_table(Path(folder) / "table.csv", table)
     write_table(Path(folder) / "answers.csv", samples.clips[["corpus", "subject", "clip", "emotion3"]].assign(**said))
     return table
