@@ -118,6 +118,18 @@ def test_seeds_are_told_apart(samples):
     assert row["seeds"] == 2 and row["uf1_sd"] > 0
 
 
+def test_halves_share_nobody(samples):
+    fresh = real.unseen_half(samples.clips)
+    assert fresh.any() and (~fresh).any() and not set(samples.who[fresh]) & set(samples.who[~fresh])
+    assert real.unseen_half(samples.clips[samples.clips.subject.isin(samples.clips.subject[:1])]).all()      # too few people to halve
+
+
+def test_words_and_eyes_are_averaged_where_both_are_there(samples, tmp_path):
+    both = {"eyes": ([METHODS["histogram"]], False), "mellm": ([METHODS["majority"]], False)}
+    table = real.run_table(samples, tmp_path, both, workers=1)
+    assert table.method.tolist() == ["eyes", "mellm", "together"] and table.seconds.iloc[-1] == 0
+
+
 def test_choosing_on_the_test_people_never_lowers_a_score(samples):
     rng = np.random.default_rng(1)
     table = real.leak_table(samples, rng.random((20, len(samples), 3)))
