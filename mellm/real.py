@@ -71,7 +71,7 @@ def score_row(samples: Samples, scores: np.ndarray # of `run_seeds`
     return dict(uf1=whole["uf1"]["value"], low=whole["uf1"]["low"], high=whole["uf1"]["high"], uar=whole["uar"]["value"], seeds=len(scores), other_half=other,
                 uf1_mean=float(np.mean(uf1s)), uf1_sd=float(np.std(uf1s)), uar_mean=float(np.mean(uars)), **by)
 
-# %% ../nbs/04f_real.ipynb #c5f8cd93
+# %% ../nbs/04f_real.ipynb #1583f394
 ROWS = (*(m for m in METHODS if m != "rcn"), "synthetic only", "from synthetic", "eyes", "mellm") # of the table, in order
 
 
@@ -80,7 +80,7 @@ def table_methods(folder: Path, workers: int = 0, names: Sequence[str] | None = 
     if unknown := [n for n in names or () if n not in ROWS and n not in METHODS]: raise ValueError(f"There is no row {unknown[0]!r}. The rows are {', '.join((*ROWS, 'rcn'))}.")
     out = {}
     for name in names or ROWS:
-        if name in METHODS: out[name] = (name, False)
+        if name in METHODS: out[name] = (name, name == "resnet")
         elif name == "eyes": out[name] = ([eyes_method(folder, 0, workers)], True)
         elif name == "mellm": out[name] = ([mellm_method(folder, 0, workers)] * len(SEEDS), True)
         else: out[name] = ([transfer_methods(start_file(folder, seed, workers=workers))[name] for seed in SEEDS], True)
@@ -144,10 +144,10 @@ def compare_pairs(folder: Path, pairs: Sequence[tuple[str, str]]) -> pd.DataFram
         rows[f"{b} − {a}"] = paired_bootstrap(table.emotion3, table[a], table[b], who) | {"McNemar p": mcnemar(table.emotion3, table[a], table[b])["p"]}
     return pd.DataFrame(rows).T
 
-# %% ../nbs/04f_real.ipynb #2c669aad
+# %% ../nbs/04f_real.ipynb #21de8062
 def _watched_fold(samples: Samples, fold, seed: int, file: Path) -> None:
     "Train STSTNet on one fold, and keep what it said of the test person after every epoch."
-    x, twin = METHODS["ststnet"].arrays(samples)
+    x, twin = (np.ascontiguousarray(a) for a in METHODS["ststnet"].arrays(samples)) # in memory as a run of folds lays it out, so that sums are taken in the same order
     y = np.array([EMOTIONS3.index(e) for e in samples.labels])
     _, said = train(ststnet, x[fold.train], twin[fold.train], y[fold.train], NETS["ststnet"], seed, watch=(x[fold.test], twin[fold.test]))
     write_json(file, dict(key=fold.name, test=fold.test.tolist(), said=np.round(said, 6).tolist()))
