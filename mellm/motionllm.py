@@ -153,7 +153,7 @@ def learn_to_say(model, samples: Samples, steps: int = 200, batch: int = 64, rat
         adam.step(), plan.step()
     model.eval()
 
-# %% ../nbs/04ea_motionllm.ipynb #51939507
+# %% ../nbs/04ea_motionllm.ipynb #b243a318
 CLIPS, SPOKEN = 20_000, 6_000 # synthetic clips to see, and of these to speak about
 
 
@@ -167,7 +167,7 @@ def start_folder(folder: Path, seed: int = 0, workers: int = 0) -> Path:
     learn_to_see(model, samples, seed=seed)
     learn_to_say(model, samples.take(np.arange(SPOKEN)), seed=seed)
     partial_ = made.with_name(f".{made.name}.{os.getpid()}")
-    nano.save_model(partial_, model, _processor().tokenizer)
+    with nano.quiet(): nano.save_model(partial_, model, _processor().tokenizer)
     partial_.rename(made)
     return made
 
