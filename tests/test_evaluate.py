@@ -37,6 +37,7 @@ def test_the_table_goes_on_where_it_stopped(flows, tmp_path):
     (("zeroshot", "gpt-4o", "--prices", "cheap"), "--prices cheap"), (("vqa", "score", "--truth", "no.jsonl", "--pred", "no.jsonl"), "no.jsonl"),
     (("vqa", "answer", "--questions", "no.jsonl", "--frames", ".", "--out", "x.jsonl"), "no.jsonl")])
 def test_mistakes_end_in_a_sentence(words, said, flows, tmp_path, monkeypatch):
+    monkeypatch.delenv("MELLM_CONFIG", raising=False) # relative to the clone
     monkeypatch.chdir(tmp_path)
     extra = ("--root", flows, "--out", tmp_path) if words[0] == "real" and "--root" not in words else ()
     done = call(*words, *extra, env={"MELLM_RUNS": str(tmp_path / "runs")})
@@ -44,6 +45,7 @@ def test_mistakes_end_in_a_sentence(words, said, flows, tmp_path, monkeypatch):
 
 
 def test_missing_flows_say_how_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.delenv("MELLM_CONFIG", raising=False)
     monkeypatch.chdir(tmp_path)
     done = call("real", "--root", tmp_path)
     assert done.exit_code == 2 and "git clone https://github.com/wangzhifengharrison/HTNet" in done.stderr
