@@ -83,7 +83,7 @@ def crosscorpus_command(config: Path = typer.Option(None, "--study", metavar="FI
         except CorpusError as missing: everyone = made; typer.echo(f"note: {missing}", err=True)
         _print(cc.cross_matrix(everyone, folder, workers=workers).round(2), "UF1 of a flow histogram with an SVM: trained on the row, tested on the column; leave-one-subject-out on the diagonal.")
 
-# %% ../nbs/05c_evaluate.ipynb #27cbaad8
+# %% ../nbs/05c_evaluate.ipynb #58de5d16
 @app.command("zeroshot", short_help="Ask a general multimodal model about a study's test clips.")
 def zeroshot_command(
     row: str = typer.Argument(None, help="Row of the table, such as gpt-4o or qwen2.5-vl; without one, the table is printed."),
@@ -96,17 +96,13 @@ def zeroshot_command(
 ):
     "Fill a row of the zero-shot comparison, or print the table. Answers are kept: a second run asks nothing, an interrupted one goes on."
     with _told():
-        from mellm.endpoints import Budget
-        from mellm.zeroshot import PROMPTS, zeroshot, zeroshot_table
+        from mellm.zeroshot import PROMPTS, run
         study = Study.load(config)
         if unknown := sorted(set(prompts or ()) - set(PROMPTS)): raise StudyError(f"--prompt {unknown[0]}: choose from {', '.join(PROMPTS)}.")
-        if row is not None:
-            try: cost = tuple(float(p) for p in prices.split(",")) if prices else None
-            except ValueError: cost = ()
-            if cost is not None and len(cost) != 2: raise StudyError(f"--prices {prices}: give two numbers with a comma, such as 2.5,10.")
-            _print(zeroshot(study, row, tuple(prompts or PROMPTS), limit, Budget(requests=requests), cost, per_minute).dropna(axis=1, how="all"), "\n")
-        table = zeroshot_table(study)
-        _print(table, table.attrs["note"])
+        try: cost = tuple(float(p) for p in prices.split(",")) if prices else None
+        except ValueError: cost = ()
+        if cost is not None and len(cost) != 2: raise StudyError(f"--prices {prices}: give two numbers with a comma, such as 2.5,10.")
+        typer.echo(run(study, row, tuple(prompts or PROMPTS), limit, requests, cost, per_minute))
 
 # %% ../nbs/05c_evaluate.ipynb #05762b74
 vqa = typer.Typer(help="Micro-expression visual question answering (ME-VQA): answer a challenge's questions, score answers.", no_args_is_help=True)

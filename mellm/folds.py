@@ -37,17 +37,24 @@ def guarded_fit(method: Method, arrays: tuple, # x and twin of all clips
     part = x[train]
     return method.fit(part, part if twin is x else twin[train], y, seed)
 
-# %% ../nbs/04be_folds.ipynb #36c88e2e
+# %% ../nbs/04be_folds.ipynb #a10f1ae9
 def _code(function) -> str:
     "The text of a function, and of what a `partial` binds."
     if isinstance(function, partial): return _code(function.func) + "".join(_code(a) if callable(a) else repr(a) for a in function.args)
     return inspect.getsource(function)
 
 
+def _modules(function) -> list[str]:
+    "The text of a function with its settings, and of the modules that it and the functions bound by a `partial` live in."
+    if not isinstance(function, partial):
+        module = inspect.getmodule(function)
+        return [_code(function), inspect.getsource(module) if module is not None and hasattr(module, "__file__") else ""]
+    return [t for f in (function.func, *filter(callable, function.args)) for t in _modules(f)] + [_code(function)]
+
+
 def method_print(method: Method) -> str: # 16 hexadecimal digits
     "What tells a method with its settings from any other."
-    from mellm import networks
-    text = _code(method.see) + _code(method.fit) + method.settings + (inspect.getsource(networks) if method.chance else "")
+    text = _code(method.see) + "".join(_modules(method.fit)) + method.settings
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -204,13 +204,13 @@ def zeroshot_table(study: Study, score: str = "uf1", # a key of `metrics.SCORES`
     out.attrs["note"] = _note(study, clips, score)
     return out
 
-# %% ../nbs/04ca_zeroshot.ipynb #264bdbae
+# %% ../nbs/04ca_zeroshot.ipynb #72acb582
 def run(study: Study, row: str | None = None, # None: the table alone
         prompts: tuple[str, ...] = tuple(PROMPTS), limit: int | None = None,
-        budget: int | None = None # most requests
-        ) -> str:
+        budget: int | None = None, # most requests
+        prices: tuple[float, float] | None = None, per_minute: float | None = None) -> str:
     "Fill a row, and say how it went and how the table stands."
-    done = zeroshot(study, row, prompts, limit, Budget(requests=budget)).dropna(axis=1, how="all").to_string() + "\n\n" if row else ""
+    done = zeroshot(study, row, prompts, limit, Budget(requests=budget), prices, per_minute).dropna(axis=1, how="all").to_string() + "\n\n" if row else ""
     table = zeroshot_table(study)
     return f"{done}{table.to_string()}\n\n{table.attrs['note']}"
 
